@@ -1,0 +1,43 @@
+"""The names that the whole of Ackline shares with the broker, and so with the management UI.
+
+One vhost is one Ackline, so no name carries a prefix of an application. A reader of the management UI
+can tell from each name what the exchange or queue is for.
+"""
+
+MESSAGES = "ackline.messages"
+"""Topic exchange: where everything enters. The only place where upstream clients need write permission."""
+
+UNROUTED = "ackline.unrouted"
+"""Fanout exchange and queue: what nobody consumes, and what returns to a consumer that is gone."""
+
+RETURN = "ackline.return"
+"""Direct exchange: the way back to exactly one consumer, by its name, for retries and redrives."""
+
+DEAD = "ackline.dead"
+"""Fanout exchange and queue: what the reviewer takes into review."""
+
+OUTCOMES = "ackline.outcomes"
+"""Topic exchange and queue: what became of redriven and tracked messages."""
+
+RESERVED_PREFIX = "ackline."
+"""No consumer may have a name that begins so."""
+
+#: Retry tiers: (name of the exchange and of its queue, delay in seconds), shortest first. A delay is rounded up
+#: to the next tier; one beyond the last is parked there again on its return, without an attempt.
+RETRY_TIERS: tuple[tuple[str, int], ...] = (
+    ("ackline.retry.1s", 1),
+    ("ackline.retry.5s", 5),
+    ("ackline.retry.15s", 15),
+    ("ackline.retry.1m", 60),
+    ("ackline.retry.5m", 300),
+    ("ackline.retry.15m", 900),
+    ("ackline.retry.1h", 3600),
+)
+
+
+def retry_tier(delay: float) -> tuple[str, int]:
+    """The tier that holds a message for *delay* seconds: the shortest that is not shorter, else the longest."""
+    for tier in RETRY_TIERS:
+        if delay <= tier[1]:
+            return tier
+    return RETRY_TIERS[-1]
