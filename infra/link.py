@@ -1,0 +1,316 @@
+"""One connection to RabbitMQ that keeps itself open, on an I/O thread of its own.
+
+This is the only module that knows pika. The I/O thread runs pika's event loop and nothing else: never a handler,
+never a database, so heartbeats go out and `connection.blocked` and `basic.cancel` are noticed whatever handlers do.
+Who owns a `Link` gets its callbacks on that thread, and uses channels on that thread only (`Link.call` goes there).
+
+Publishing and consuming take two links: an alarm on the broker blocks a connection that has published, acks included.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pika
+from pika.adapters.select_connection import IOLoop
+from pika.exceptions import (
+    AMQPError,
+    ConnectionClosedByBroker,
+    ProbableAccessDeniedError,
+    ProbableAuthenticationError,
+)
+from pika.frame import Header, decode_frame
+from pika.spec import FRAME_HEADER
+
+from ackline.infra.errors import AcklineError, ConfigurationError
+from ackline.infra.properties import Properties
+
+log = logging.getLogger(__name__)
+
+#: Seconds between heartbeats asked for; a half-open connection is noticed within two.
+HEARTBEAT = 15
+#: Seconds before the first reconnect, and at most; doubled in between, with jitter so that roles spread out.
+BACKOFF_FIRST, BACKOFF_MOST = 0.2, 5.0
+
+#: pika reports each failed attempt at several levels with tracebacks; `Link` reports it once, in a sentence.
+logging.getLogger("pika").setLevel(logging.CRITICAL)
+
+
+class BrokerUnreachable(AcklineError):
+    """RabbitMQ does not answer, or closed the connection."""
+
+
+class BrokerRefused(AcklineError):
+    """RabbitMQ answers and refuses: the password, the vhost, or a permission is wrong."""
+
+
+class _Connection(pika.SelectConnection):
+    """pika's connection with a decoder of header frames that cannot fail (see `ackline.infra.properties`)."""
+
+    def _read_frame(self) -> Any:
+        buffer = self._frame_buffer
+        if len(buffer) < 8 or buffer[0] != FRAME_HEADER:
+            return decode_frame(buffer)
+        end = 8 + int.from_bytes(buffer[3:7])
+        if end > len(buffer):
+            return 0, None
+        body_size = int.from_bytes(buffer[11:19])
+        return end, Header(int.from_bytes(buffer[1:3]), body_size, Properties.from_wire(bytes(buffer[19 : end - 1])))
+
+
+def parameters(url: str, name: str) -> pika.URLParameters:
+    """Connection parameters for *url*; *name* is what the management UI shows.
+
+    Raises `ConfigurationError` when *url* is not an AMQP address.
+    """
+    parts = urlsplit(url)
+    try:
+        if parts.scheme not in ("amqp", "amqps") or not parts.hostname:
+            raise ValueError("it must read amqp://user:password@host:port/vhost")
+        found = pika.URLParameters(url)
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"ACKLINE_AMQP_URL cannot be used ({shown(url)}): {error}.") from None
+    found.heartbeat = HEARTBEAT
+    found.client_properties = {"connection_name": name}
+    found.socket_timeout = found.stack_timeout = 10
+    return found
+
+
+def shown(url: str) -> str:
+    """A URL without its password, for people to read."""
+    try:
+        parts = urlsplit(url)
+        secret = parts.password
+    except ValueError:
+        return "a URL that cannot be read"
+    return url.replace(f":{secret}@", ":…@", 1) if secret else url
+
+
+def explain(error: BaseException, url: str) -> AcklineError:
+    """What pika or the broker said of a connection, as a sentence that says what to do."""
+    parts = urlsplit(url)
+    where = f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+    cause = _root(error)
+    if isinstance(cause, ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in str(cause):
+        return BrokerRefused(
+            f"RabbitMQ at {where} refused the user {unquote(parts.username or 'guest')!r}: "
+            "wrong user or password in ACKLINE_AMQP_URL."
+        )
+    if isinstance(cause, ProbableAccessDeniedError) or (
+        isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in (403, 530)
+    ):
+        vhost = unquote(parts.path[1:]) or "/"
+        return BrokerRefused(
+            f"RabbitMQ at {where} refused the vhost {vhost!r} to user {unquote(parts.username or 'guest')!r}: "
+            "create the vhost, or give the user permissions on it."
+        )
+    if isinstance(cause, ConnectionClosedByBroker):
+        return BrokerUnreachable(f"RabbitMQ at {where} closed the connection: {cause.reply_text}.")
+    if isinstance(cause, ConnectionRefusedError):
+        return BrokerUnreachable(f"Nothing answers at {where}: is RabbitMQ running there?")
+    if isinstance(cause, OSError) and cause.strerror:
+        return BrokerUnreachable(f"RabbitMQ at {where} cannot be reached: {cause.strerror}.")
+    return BrokerUnreachable(f"RabbitMQ at {where} cannot be reached: {str(cause) or type(cause).__name__}.")
+
+
+def _root(error: BaseException) -> BaseException:
+    """The innermost error: pika wraps the one that matters in its workflow's own."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        inner: Any = getattr(error, "exception", None) or (getattr(error, "exceptions", None) or [None])[-1]
+        inner = inner or next((a for a in reversed(error.args) if isinstance(a, BaseException)), None)
+        inner = inner or (error.__cause__ if isinstance(error, AMQPError) else None)
+        if inner is None:
+            return error
+        error = inner
+    return error
+
+
+class Link:
+    """A connection that reconnects by itself until it is stopped. Thread-safe but for what says otherwise.
+
+    on_up(connection): called on the I/O thread when the connection is open; open channels on it there.
+    on_down(reason): called on the I/O thread when an open connection is lost; its channels and delivery tags are void.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        on_up: Callable[[pika.SelectConnection], None],
+        on_down: Callable[[AcklineError], None] = lambda reason: None,
+    ) -> None:
+        self.name = name
+        self.url = url
+        self._parameters = parameters(url, name)
+        self._on_up = on_up
+        self._on_down = on_down
+        self._loop = IOLoop()
+        self._thread = threading.Thread(target=self._run, name=f"ackline-io {name}", daemon=True)
+        self._lock = threading.Lock()
+        self._closed = False
+        self._stopping = False
+        self._backoff = BACKOFF_FIRST
+        self._connection: pika.SelectConnection | None = None
+        self._changed = threading.Condition()
+        #: Why the connection is not open; None while it is.
+        self.error: AcklineError | None = BrokerUnreachable(f"{name} has not been connected yet.")
+        #: Why the broker blocks publishing (a memory or disk alarm); None while it does not.
+        self.blocked: str | None = None
+        #: How often an open connection was lost.
+        self.losses = 0
+
+    # --- from any thread -------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._thread.start()
+
+    def wait_up(self, timeout: float) -> None:
+        """Wait until the connection is open.
+
+        Raises `BrokerRefused` at once when the broker refuses it, `BrokerUnreachable` after *timeout* seconds.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self.error is not None:
+                left = deadline - time.monotonic()
+                if left <= 0 or isinstance(self.error, BrokerRefused):
+                    raise self.error
+                self._changed.wait(left)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the connection is open."""
+        return self.error is None
+
+    @property
+    def on_io_thread(self) -> bool:
+        """Whether the caller is on the I/O thread."""
+        return threading.get_ident() == self._thread.ident
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Have *function* run on the I/O thread soon. Nothing happens after `stop`."""
+        with self._lock:
+            if not self._closed:
+                self._loop.add_callback_threadsafe(function)
+
+    def stop(self, timeout: float = 5.0) -> None:
+        """Close the connection and end the I/O thread, within *timeout* seconds or so."""
+        if self._thread.ident is None:
+            self._finish()
+            return
+        self.call(self._stop_on_io)
+        if not self.on_io_thread:
+            self._thread.join(timeout)
+            if self._thread.is_alive():  # a broker that does not answer our close
+                self.call(self._loop.stop)
+                self._thread.join(1.0)
+
+    # --- on the I/O thread -----------------------------------------------------------------------------
+
+    def later(self, seconds: float, function: Callable[[], None]) -> object:
+        """Have *function* run on the I/O thread in *seconds*. Call on the I/O thread only."""
+        handle: object = self._loop.call_later(seconds, function)
+        return handle
+
+    def drop(self, reason: str) -> None:
+        """Give up the present connection and make another. Call on the I/O thread only."""
+        log.warning("%s: %s; connecting again", self.name, reason)
+        if self._connection is not None:
+            self._connection._terminate_stream(AMQPError(reason))
+
+    def _run(self) -> None:
+        self._connect()
+        while not self._stopping:
+            try:
+                self._loop.start()
+            except Exception:
+                # A bug of ours in a callback. The broker still holds everything unacked: begin again on a new one.
+                log.exception("%s: the I/O thread failed", self.name)
+                with contextlib.suppress(Exception):
+                    self.drop("after an internal error")
+        self._finish()
+
+    def _finish(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._loop.close()
+
+    def _stop_on_io(self) -> None:
+        self._stopping = True
+        connection = self._connection
+        if connection is not None and connection.is_open:
+            connection.close()
+        else:
+            self._loop.stop()
+
+    def _connect(self) -> None:
+        if self._stopping:
+            return
+        self._connection = _Connection(
+            self._parameters,
+            on_open_callback=self._opened,
+            on_open_error_callback=self._failed,
+            on_close_callback=self._lost,
+            custom_ioloop=self._loop,
+        )
+        self._connection.add_on_connection_blocked_callback(self._alarm_on)
+        self._connection.add_on_connection_unblocked_callback(self._alarm_off)
+
+    def _opened(self, connection: pika.SelectConnection) -> None:
+        if self._stopping:
+            connection.close()
+            return
+        self._backoff = BACKOFF_FIRST
+        self.blocked = None
+        log.info("%s: connected", self.name)
+        self._on_up(connection)
+        self._say(None)
+
+    def _failed(self, connection: pika.SelectConnection, error: BaseException) -> None:
+        self._again(explain(error, self.url))
+
+    def _lost(self, connection: pika.SelectConnection, error: BaseException) -> None:
+        if connection is not self._connection:
+            return
+        self.losses += 1
+        reason = explain(error, self.url)
+        self.error = reason
+        self._on_down(reason)
+        self._again(reason)
+
+    def _again(self, reason: AcklineError) -> None:
+        if self._stopping:
+            self._say(reason)
+            self._loop.stop()
+            return
+        if self._backoff == BACKOFF_FIRST:
+            log.warning("%s: %s Connecting again until it answers.", self.name, reason)
+        self._say(reason)
+        self._loop.call_later(self._backoff * random.uniform(0.7, 1.3), self._connect)  # noqa: S311
+        self._backoff = min(self._backoff * 2, BACKOFF_MOST)
+
+    def _say(self, error: AcklineError | None) -> None:
+        with self._changed:
+            self.error = error
+            self._changed.notify_all()
+
+    def _alarm_on(self, connection: pika.SelectConnection, method: Any) -> None:
+        reason = method.method.reason
+        self.blocked = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
+        log.warning("%s: RabbitMQ blocks publishing: %s", self.name, self.blocked)
+
+    def _alarm_off(self, connection: pika.SelectConnection, method: Any) -> None:
+        log.info("%s: RabbitMQ takes messages again", self.name)
+        self.blocked = None
