@@ -61,8 +61,8 @@ class _Connection(pika.SelectConnection):
         end = 8 + int.from_bytes(buffer[3:7])
         if end > len(buffer):
             return 0, None
-        body_size = int.from_bytes(buffer[11:19])
-        return end, Header(int.from_bytes(buffer[1:3]), body_size, Properties.from_wire(bytes(buffer[19 : end - 1])))
+        properties: Any = Properties.from_wire(bytes(buffer[19 : end - 1]))
+        return end, Header(int.from_bytes(buffer[1:3]), int.from_bytes(buffer[11:19]), properties)
 
 
 def parameters(url: str, name: str) -> pika.URLParameters:

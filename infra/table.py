@@ -28,7 +28,8 @@ _FIXED = {
     **dict.fromkeys(b"LldT", 8),
 }
 _SIZED = frozenset(b"SxAF")
-_NUMBERS = {b: struct.Struct(f) for b, f in zip(b"bBsUuIiLlfd", "b B >h >h >H >i >I >q >q >f >d".split(), strict=True)}
+_FORMATS = ("b", "B", ">h", ">h", ">H", ">i", ">I", ">q", ">q", ">f", ">d")
+_NUMBERS = {kind: struct.Struct(form) for kind, form in zip(b"bBsUuIiLlfd", _FORMATS, strict=True)}
 
 
 def text(raw: bytes) -> str:

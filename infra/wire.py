@@ -233,7 +233,9 @@ def cut_start(value: str, size: int) -> str:
 def attempt_of(number: int, worker: str, error: BaseException) -> Attempt:
     """The record of a try that ended with *error*, now."""
     at = now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Attempt(number, at, worker, type(error).__name__[:100], cut(text(str(error).encode("utf-8", "replace")), MAX_ERROR))
+    return Attempt(
+        number, at, worker, type(error).__name__[:100], cut(text(str(error).encode("utf-8", "replace")), MAX_ERROR)
+    )
 
 
 def due_in(seconds: float) -> datetime:
