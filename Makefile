@@ -15,6 +15,11 @@ demo: $(VENV)/.complete
 test: $(VENV)/.complete
 	@$(BIN)/pytest $(ARGS)
 
+# Also brings the whole of docker-compose.yml up, where Docker answers.
+.PHONY: test-compose
+test-compose: $(VENV)/.complete
+	@ACKLINE_TEST_COMPOSE=1 $(BIN)/pytest tests/compose $(ARGS)
+
 faults: $(VENV)/.complete
 	@ACKLINE_TEST_LONG=1 $(BIN)/pytest tests/faults $(ARGS)
 
