@@ -129,6 +129,17 @@ class Guarded:
             self._process.send_signal(number)
 
 
+def is_locked(file: Path) -> bool:
+    """Whether a guardian that runs holds the lock *file*."""
+    if not file.exists():
+        return False
+    held = _lock(str(file))
+    if held is None:
+        return True
+    held.close()
+    return False
+
+
 def main(arguments: Sequence[str]) -> int:
     """Guard the program that *arguments* name; returns the code to exit with."""
     options = _parse(arguments)
@@ -144,7 +155,7 @@ def main(arguments: Sequence[str]) -> int:
             stdin=subprocess.DEVNULL,
             pass_fds=options.pass_fds,
             start_new_session=True,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - the guardian has one thread
+            preexec_fn=_die_with_parent,  # the guardian has one thread: safe
         )
     except OSError as error:
         print(f"{options.command[0]} cannot be started: {error.strerror}", file=sys.stderr)
@@ -154,7 +165,7 @@ def main(arguments: Sequence[str]) -> int:
     _guard(program, wake=wake, parent=parent, grace=options.grace)
     _kill_group(program.pid, signal.SIGKILL)
     if options.epmd_port is not None:
-        _quit_epmd(options.epmd_port)
+        quit_epmd(options.epmd_port)
     _end_orphans()
     return program.returncode if program.returncode >= 0 else 128 - program.returncode
 
@@ -203,6 +214,7 @@ def _guard(program: subprocess.Popen[bytes], *, wake: int, parent: int, grace: f
             _kill_group(program.pid, signal.SIGKILL)
             program.wait()
             return
+        _reap_adopted(program.pid)
         abandoned = (0 in ready and not os.read(0, 64)) or os.getppid() != parent
         if deadline is None and (abandoned or signal.SIGTERM in signals or signal.SIGINT in signals):
             deadline = time.monotonic() + grace
@@ -210,12 +222,21 @@ def _guard(program: subprocess.Popen[bytes], *, wake: int, parent: int, grace: f
             _kill_group(program.pid, signal.SIGTERM)
 
 
+def _reap_adopted(program: int) -> None:
+    """Take note of the end of adopted processes; the program's own stays for `Popen.poll`."""
+    with contextlib.suppress(ChildProcessError):
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == program:
+                return
+            os.waitpid(ended.si_pid, 0)
+
+
 def _kill_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
 
 
-def _quit_epmd(port: int) -> None:
+def quit_epmd(port: int) -> None:
     """Ask the Erlang port mapper on *port* to quit (request KILL_REQ of the distribution protocol)."""
     deadline = time.monotonic() + EPMD_SECONDS
     while time.monotonic() < deadline:

@@ -1,14 +1,15 @@
 """Who a broker that Ackline starts is: its ports, its user, its Erlang cookie; chosen once, kept in its folder.
 
-The same broker must be found again at the next start: its data is encrypted to nobody, but its user is in it, its node
-name is part of its data's path, and a browser tab or a client may still hold its address.
+The same broker must be found again at the next start: the user is part of its data, and a browser tab or a client
+elsewhere may still hold its address.
 """
 
 from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ackline.infra.errors import AcklineError
@@ -48,12 +49,15 @@ class NodeIdentity:
         return {name: getattr(self, name) for name in PORTS if not is_free(getattr(self, name))}
 
 
-def settle_identity(folder: Path) -> tuple[NodeIdentity, list[str]]:
+def settle_identity(
+    folder: Path, *, before: Callable[[NodeIdentity], None] = lambda _: None
+) -> tuple[NodeIdentity, list[str]]:
     """The identity kept in *folder*, or a new one that is kept there from now on (readable by its user only).
 
-    The caller holds no broker on that folder. A remembered port that another program has taken meanwhile is replaced,
-    because every part of Ackline learns the address anew at each start, and a user would rather have a running broker
-    than the old number. Returns the identity and one sentence for each port replaced.
+    No broker runs on that folder: the caller has seen to it. A remembered port that another program has taken meanwhile
+    is replaced, because every part of Ackline learns the address anew at each start, and a user would rather have a
+    running broker than the old number. *before* is called with the kept identity before its ports are looked at.
+    Returns the identity and one sentence for each port replaced.
     Raises `AcklineError` when the file is there and cannot be read.
     """
     file = folder / FILE
@@ -62,10 +66,11 @@ def settle_identity(folder: Path) -> tuple[NodeIdentity, list[str]]:
         fresh = _new_identity()
         write_private(file, json.dumps(asdict(fresh), indent=2))
         return fresh, []
+    before(kept)
     notes = []
     for name, port in kept.busy_ports().items():
         other = free_port(besides=_ports(kept))
-        kept = replace(kept, **{name: other})
+        kept = NodeIdentity(**{**asdict(kept), name: other})
         notes.append(f"{name.replace('_', ' ')} is now {other}, because another program listens on {port}")
     if notes:
         write_private(file, json.dumps(asdict(kept), indent=2))

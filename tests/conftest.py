@@ -1,0 +1,91 @@
+"""Fixtures that every test may use: a broker, a vhost and settings of its own, PostgreSQL, a mail sink."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ackline.infra.running_broker import Broker, BrokerUnavailable
+from ackline.infra.settings import Settings
+from tests import broker as test_broker
+from tests import postgresql
+from tests.broker import Vhost
+
+
+def pytest_report_header() -> str:
+    return test_broker.header()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    """The broker of this run, shared by all tests. None of them may stop it: see `own_broker`."""
+    try:
+        running = test_broker.start(tmp_path_factory.mktemp("broker"))
+    except BrokerUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
+    with running:
+        yield running
+
+
+@pytest.fixture
+def vhost(broker: Broker) -> Iterator[Vhost]:
+    """A fresh vhost of the shared broker, deleted after the test."""
+    with test_broker.fresh_vhost(broker) as fresh:
+        yield fresh
+
+
+@pytest.fixture
+def ackline_settings(vhost: Vhost, tmp_path: Path) -> Settings:
+    """Settings of one Ackline with nothing in it: its own vhost, data folder and SQLite database."""
+    return settings_for(vhost.amqp_url, vhost.management_url, tmp_path / "data")
+
+
+@pytest.fixture
+def own_broker(tmp_path: Path) -> Iterator[Broker]:
+    """A broker for one test alone, which may stop, kill and start it again on the same ports and data."""
+    chosen = test_broker.choice()
+    if chosen is not None and chosen.kind == "url":
+        pytest.skip("needs a broker that it can stop, and ACKLINE_AMQP_URL names one that others run")
+    try:
+        running = test_broker.start(tmp_path / "broker")
+    except BrokerUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
+    with running:
+        yield running
+
+
+@pytest.fixture
+def own_broker_settings(own_broker: Broker, tmp_path: Path) -> Settings:
+    """Settings of one Ackline on the default vhost of `own_broker`."""
+    return settings_for(own_broker.amqp_url, own_broker.management_url, tmp_path / "data")
+
+
+def settings_for(amqp_url: str, management_url: str | None, data_dir: Path) -> Settings:
+    """Settings that take nothing from the environment but what the arguments leave open."""
+    data_dir.mkdir()
+    return Settings(
+        amqp_url=amqp_url,
+        management_url=management_url,
+        data_dir=data_dir,
+        database_url=f"sqlite:///{data_dir / 'ackline.db'}",
+        grace_seconds=5.0,
+    )
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[str]:
+    """A PostgreSQL server: the SQLAlchemy URL of its maintenance database."""
+    try:
+        with postgresql.server() as url:
+            yield url
+    except postgresql.PostgresqlUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str) -> Iterator[str]:
+    """The SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
+    with postgresql.fresh_database(postgresql_server) as url:
+        yield url
