@@ -139,6 +139,7 @@ class Link:
 
     on_up(connection): called on the I/O thread when the connection is open; open channels on it there.
     on_down(reason): called on the I/O thread when an open connection is lost; its channels and delivery tags are void.
+    on_refused(reason): called on the I/O thread when the broker refuses the user, the password or the vhost.
     """
 
     def __init__(
@@ -148,12 +149,14 @@ class Link:
         *,
         on_up: Callable[[pika.SelectConnection], None],
         on_down: Callable[[AcklineError], None] = lambda reason: None,
+        on_refused: Callable[[AcklineError], None] = lambda reason: None,
     ) -> None:
         self.name = name
         self.url = url
         self._parameters = parameters(url, name)
         self._on_up = on_up
         self._on_down = on_down
+        self._on_refused = on_refused
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name=f"ackline-io {name}", daemon=True)
         self._lock = threading.Lock()
@@ -279,7 +282,10 @@ class Link:
         self._say(None)
 
     def _failed(self, connection: pika.SelectConnection, error: BaseException) -> None:
-        self._again(explain(error, self.url))
+        reason = explain(error, self.url)
+        if isinstance(reason, BrokerRefused):
+            self._on_refused(reason)
+        self._again(reason)
 
     def _lost(self, connection: pika.SelectConnection, error: BaseException) -> None:
         if connection is not self._connection:
