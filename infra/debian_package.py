@@ -42,7 +42,7 @@ def install(package: str, *, service: str, say: Callable[[str], None]) -> None:
         with contextlib.suppress(PackageUnavailable):  # the lists on this machine may do
             _apt("update")
         _apt("install", "--yes", "--no-install-recommends", package)
-    if Path("/run/systemd/system").is_dir():
+    if shutil.which("systemctl") is not None:  # the package has enabled it
         subprocess.run(["systemctl", "disable", service], capture_output=True, check=False)
 
 

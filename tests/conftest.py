@@ -12,6 +12,7 @@ from ackline.infra.settings import Settings
 from tests import broker as test_broker
 from tests import postgresql
 from tests.broker import Vhost
+from tests.mail import MailSink
 
 
 def pytest_report_header() -> str:
@@ -89,3 +90,10 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
     """The SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
     with postgresql.fresh_database(postgresql_server) as url:
         yield url
+
+
+@pytest.fixture
+def smtp_sink(tmp_path: Path) -> Iterator[MailSink]:
+    """A mail server of this test's own, which keeps mail and refuses whom it is told to refuse."""
+    with MailSink(tmp_path / "mail") as running:
+        yield running

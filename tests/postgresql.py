@@ -18,6 +18,7 @@ import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
@@ -62,7 +63,7 @@ def server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def fresh_database(server_url: str) -> Iterator[str]:
-    """An empty database of *server_url* while the block runs: its SQLAlchemy URL. Dropped with whoever still uses it."""
+    """An empty database of *server_url* while the block runs: its SQLAlchemy URL. Whoever still uses it is thrown out."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(_plain(server_url), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
@@ -170,8 +171,12 @@ def _container() -> Iterator[str]:
         from testcontainers.core.container import DockerContainer
     password = secrets.token_urlsafe(16)
     port = free_port()
-    container = DockerContainer(IMAGE).with_bind_ports("5432/tcp", (LOOPBACK, port))
-    container = container.with_env("POSTGRES_USER", "ackline").with_env("POSTGRES_PASSWORD", password)
+    container: Any = DockerContainer(IMAGE)  # its type knows no host address for a port
+    container = (
+        container.with_bind_ports("5432/tcp", (LOOPBACK, port))
+        .with_env("POSTGRES_USER", "ackline")
+        .with_env("POSTGRES_PASSWORD", password)
+    )
     url = f"postgresql+psycopg://ackline:{password}@{LOOPBACK}:{port}/postgres"
     with container:
         until(lambda: _answers(url), deadline=60, what="PostgreSQL to answer")

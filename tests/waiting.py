@@ -14,7 +14,7 @@ DEADLINE = 30.0
 _STEP = 0.02
 
 
-def until(condition: Callable[[], Result], *, deadline: float = DEADLINE, what: str = "the condition") -> Result:
+def until(condition: Callable[[], Result | None], *, deadline: float = DEADLINE, what: str = "the condition") -> Result:
     """Call *condition* until what it returns is true, and return that.
 
     Fails with `AssertionError`, naming *what* and the last value, after *deadline* seconds. An `AssertionError` of the
