@@ -31,11 +31,20 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("ackline"):
                 raise
-            raise AcklineError(
-                f"`ackline {cmd_name}` needs the package {error.name}: pip install 'ackline[all]' brings everything."
-            ) from None
+            return _needs(cmd_name, error.name)
         assert isinstance(command, click.Command)  # noqa: S101
         return command
+
+
+def _needs(name: str, package: str | None) -> click.Command:
+    """Stands in the list for a command whose extra is not installed, and says so when it is run."""
+
+    def run() -> None:
+        raise AcklineError(
+            f"`ackline {name}` needs the package {package}: pip install 'ackline[all]' brings everything."
+        )
+
+    return click.Command(name, callback=run, short_help=f"Needs the package {package}.")
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

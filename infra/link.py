@@ -278,8 +278,8 @@ class Link:
         self._backoff = BACKOFF_FIRST
         self.blocked = None
         log.info("%s: connected", self.name)
-        self._on_up(connection)
         self._say(None)
+        self._on_up(connection)
 
     def _failed(self, connection: pika.SelectConnection, error: BaseException) -> None:
         reason = explain(error, self.url)

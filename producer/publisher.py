@@ -247,7 +247,7 @@ class Publisher:
         elif self._closed:
             sending.fail(PublisherClosed("The publisher is closed; the message was not sent."))
         else:
-            self._start()
+            self.start()
             self._queue.append(sending)
             self._wake()
             if self._closed:  # by another thread meanwhile, which may have looked at the queue before this
@@ -284,7 +284,8 @@ class Publisher:
         for sending in orphans:
             sending.fail(ForkedError("This process was forked while the message was under way in its parent."))
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin to connect, and return at once. Publishing does it too."""
         if not self._started:
             with self._start_lock:
                 if not self._started:
@@ -297,7 +298,7 @@ class Publisher:
 
         Raises `BrokerRefused` or `BrokerUnreachable`.
         """
-        self._start()
+        self.start()
         self._link.wait_up(timeout)
 
     @property
