@@ -1,0 +1,195 @@
+"""The database: SQLite or PostgreSQL behind one SQLAlchemy engine, and the upgrade of its tables.
+
+SQLite runs with a write-ahead log (readers never wait for the writer), `synchronous=FULL` (what is committed survives a
+power cut) and `BEGIN IMMEDIATE` (a writer waits for its turn at the start, not in the middle, where SQLite refuses).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+
+from ackline.infra.errors import AcklineError, ConfigurationError
+
+#: Seconds that a writer on SQLite waits for another one.
+BUSY_SECONDS = 5
+#: Seconds to wait for a PostgreSQL server that does not answer, on a new connection or in the middle of one.
+ANSWER_SECONDS = 10
+#: PostgreSQL advisory lock that one upgrade holds; any number that nobody else uses.
+_UPGRADE_LOCK = 0x61636B6C696E65
+#: SQLSTATE classes and codes that are about the row, though psycopg calls them operational; and the other way round.
+_ROW_FAULTS, _READ_ONLY = ("54",), "25006"
+
+
+class DatabaseUnavailable(AcklineError):
+    """The database does not answer, refuses, or cannot be written. What was under way did not happen."""
+
+
+def connect(url: str) -> Engine:
+    """An engine for *url*; connects when it is first used. Creates SQLite's folder.
+
+    Raises `ConfigurationError` for a URL that is neither SQLite's nor PostgreSQL's, `DatabaseUnavailable` when the
+    folder cannot be created.
+    """
+    parsed = _parse(url)
+    if parsed.get_backend_name() == "postgresql":
+        return _postgresql(parsed)
+    _create_folder(parsed)
+    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _prepare_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def upgrade(url: str) -> None:
+    """Bring the tables at *url* to the newest version. Roles that start at once wait for each other.
+
+    Raises `DatabaseUnavailable`, `ConfigurationError`.
+    """
+    engine = connect(url)
+    try:
+        with writing(engine) as connection:
+            if engine.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            command.upgrade(migrations(connection), "head")
+    finally:
+        engine.dispose()
+
+
+def migrations(connection: Connection) -> Config:
+    """Alembic's configuration: the migrations of this package, on *connection*, inside its transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    config.attributes["connection"] = connection
+    return config
+
+
+@contextmanager
+def writing(engine: Engine) -> Iterator[Connection]:
+    """A transaction that is committed at the end of the block, and rolled back when it raises.
+
+    Raises `DatabaseUnavailable` instead of the driver's errors that are about the database and not about the data.
+    """
+    try:
+        with engine.begin() as connection:
+            yield connection
+    except DBAPIError as error:
+        if is_outage(error):
+            raise DatabaseUnavailable(explain(error, engine.url)) from error
+        raise
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A transaction that only reads: on SQLite it waits for no writer. Raises `DatabaseUnavailable`."""
+    with writing(engine.execution_options(ackline_reading=True)) as connection:
+        yield connection
+
+
+def is_outage(error: DBAPIError) -> bool:
+    """Whether *error* is about the database (away, locked, full, read-only), so that trying again later may help."""
+    code = getattr(error.orig, "sqlstate", None) or ""
+    if code.startswith(_ROW_FAULTS):
+        return False
+    return error.connection_invalidated or code == _READ_ONLY or isinstance(error, (OperationalError, InterfaceError))
+
+
+def explain(error: DBAPIError, url: URL) -> str:
+    """What the driver said, as a sentence that says what to do."""
+    said = " ".join(str(error.orig).split())
+    if url.get_backend_name() == "sqlite":
+        return _explain_sqlite(said, str(url.database))
+    where = f"PostgreSQL at {url.host or 'its socket'}:{url.port or 5432}"
+    if "password authentication failed" in said or "no password supplied" in said:
+        return f"{where} refuses the user {url.username!r}: wrong user or password in ACKLINE_DATABASE_URL."
+    if "does not exist" in said and "database" in said:
+        return f"{where} has no database {url.database!r}: create it, or correct ACKLINE_DATABASE_URL."
+    if "Connection refused" in said or "No such file or directory" in said:
+        return f"Nothing answers as {where}: is it running there?"
+    if "could not translate host name" in said or "resolve" in said:
+        return f"{where} cannot be reached: the host name is not known."
+    return f"{where} does not work: {said[:300]}."
+
+
+def _explain_sqlite(said: str, path: str) -> str:
+    if "unable to open" in said:
+        return f"The database {path} cannot be opened: its folder is missing or cannot be written."
+    if "readonly" in said:
+        return f"The database {path} cannot be written: the file or its folder is read-only for this user."
+    if "locked" in said:
+        return f"The database {path} has been locked by another process for {BUSY_SECONDS} s: try again."
+    return f"The database {path} does not work: {said[:300]}."
+
+
+def _parse(url: str) -> URL:
+    try:
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1) if url.startswith("postgres://") else url)
+        backend = parsed.get_backend_name()
+        if backend == "postgresql":
+            return parsed.set(drivername="postgresql+psycopg")
+        if backend == "sqlite" and parsed.database not in (None, "", ":memory:"):
+            return parsed
+    except (ArgumentError, NoSuchModuleError, ValueError):
+        pass
+    raise ConfigurationError(
+        "ACKLINE_DATABASE_URL cannot be used: it must read postgresql://user:password@host:5432/database "
+        "or sqlite:////absolute/path/of/file.db."
+    )
+
+
+def _postgresql(url: URL) -> Engine:
+    # A server that vanished without a word would otherwise be waited for until TCP gives up, a quarter of an hour later.
+    arguments: dict[str, Any] = {
+        "connect_timeout": ANSWER_SECONDS,
+        "keepalives_idle": ANSWER_SECONDS,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": ANSWER_SECONDS * 1000,
+    }
+    try:
+        return create_engine(url, pool_pre_ping=True, connect_args=arguments)
+    except ModuleNotFoundError:
+        raise ConfigurationError("PostgreSQL needs a package more: pip install 'ackline[postgresql]'.") from None
+
+
+def _create_folder(url: URL) -> None:
+    folder = Path(str(url.database)).absolute().parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatabaseUnavailable(f"The folder {folder} of the database cannot be created: {error.strerror}.") from None
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: object) -> None:
+    # SQLAlchemy says BEGIN by itself (below); the driver must not do it as well.
+    connection.isolation_level = None
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _write_ahead(connection: sqlite3.Connection) -> None:
+    """Switch the file to a write-ahead log. SQLite does not wait by itself for others that do the same at once."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    reads_only = connection.get_execution_options().get("ackline_reading", False)
+    connection.exec_driver_sql("BEGIN" if reads_only else "BEGIN IMMEDIATE")

@@ -1,0 +1,222 @@
+"""All tables of Ackline's database, on one page. The migrations in `ackline.infra.migrations` lead to exactly this.
+
+A dead letter's life, which `dead_letters.state` holds and every change guards (`UPDATE ... WHERE state = ...`):
+
+```
+in review -> redriving -> handled
+    ^            '------> in review again (redrive_count + 1)
+    |
+    '--> discarded (-> restored: in review)
+```
+
+`redriving` by itself is the claim: a row has one redrive item under way at most, which two operators, two processes and
+a crash in between cannot break, because a unique index holds it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+#: Every constraint has a name, so that a later migration can change it on both databases.
+metadata = MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+
+class DeadLetterState(StrEnum):
+    """Where a dead letter is in its life."""
+
+    IN_REVIEW = "in review"
+    REDRIVING = "redriving"
+    HANDLED = "handled"
+    DISCARDED = "discarded"
+
+
+class Source(StrEnum):
+    """Who said that a delivery failed for good."""
+
+    WORKER = "worker"
+    BROKER = "broker"
+    UNROUTED = "unrouted"
+
+
+class ItemState(StrEnum):
+    """Where one message of a redrive is.
+
+    *issued* is committed before the publish and *confirmed* after it: a crash between the two publishes again.
+    """
+
+    WAITING = "waiting"
+    ISSUED = "issued"
+    CONFIRMED = "confirmed"
+    HANDLED = "handled"
+    FAILED = "failed"
+    NOT_SENT = "not sent"
+    SUPERSEDED = "superseded"
+
+
+#: A redrive item in one of these has not been answered.
+OPEN_ITEM_STATES = (ItemState.WAITING, ItemState.ISSUED, ItemState.CONFIRMED)
+#: In one of these it is still to be published, for the first time or again.
+UNSENT_ITEM_STATES = (ItemState.WAITING, ItemState.ISSUED)
+
+
+class UtcTime(TypeDecorator[datetime]):
+    """A time in UTC, aware in Python. SQLite keeps no zone, so it is put back on the way out."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+#: SQLite counts rows by itself only in a column that is called INTEGER.
+_Id = BigInteger().with_variant(Integer(), "sqlite")
+
+
+def _one_of(column: str, states: Any) -> str:
+    return f"{column} IN ({', '.join(repr(str(state)) for state in states)})"
+
+
+_IN_REVIEW = _one_of("state", [DeadLetterState.IN_REVIEW])
+_ITEM_OPEN = _one_of("state", OPEN_ITEM_STATES)
+_ITEM_UNSENT = _one_of("state", UNSENT_ITEM_STATES)
+
+dead_letters = Table(
+    "dead_letters",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    # Which delivery it is. Texts show what is no UTF-8 as \xNN; the bytes themselves are in `properties`.
+    Column("message_id", Text, nullable=False),
+    Column("consumer", Text, nullable=False),  # empty when no consumer takes the type
+    Column("body_sha256", LargeBinary(32), nullable=False),
+    Column("state", Text, nullable=False),
+    # Why it is here.
+    Column("source", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("error_type", Text, nullable=False),
+    Column("error_message", Text, nullable=False),
+    Column("traceback", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),  # recorded tries of the handler, redrives included
+    Column("history", JSON, nullable=False),  # list of {attempt, at, worker, error, message, redrive?}
+    Column("first_failed_at", UtcTime, nullable=False),
+    Column("received_at", UtcTime, nullable=False),
+    Column("last_seen_at", UtcTime, nullable=False),
+    # What it is.
+    Column("type", Text, nullable=False),
+    Column("app_id", Text),
+    Column("correlation_id", Text),
+    Column("published_at", UtcTime),
+    Column("exchange", Text, nullable=False),  # that it was first published to, with its routing key
+    Column("routing_key", Text, nullable=False),
+    Column("properties", LargeBinary, nullable=False),  # as they came, for the redrive to send on
+    Column("trusted", Boolean, nullable=False),  # whether the headers `ackline-*` in `properties` are Ackline's
+    Column("payload", LargeBinary, nullable=False),
+    # What became of it.
+    Column("redrive_count", Integer, nullable=False),  # redrives that failed
+    Column("redrive_item_id", Text),  # the item under way; no foreign key, for it would point in a circle
+    Column("send_error", Text),  # why its last redrive could not be sent
+    Column("duplicates", Integer, nullable=False),  # further arrivals that changed nothing
+    Column("flags", JSON, nullable=False),  # list of sentences: what arrived out of turn
+    Column("discarded_at", UtcTime),
+    Column("discarded_by", Text),
+    Column("discard_reason", Text),
+    Column("handled_at", UtcTime),
+    UniqueConstraint("message_id", "consumer", "body_sha256"),
+    CheckConstraint(_one_of("state", DeadLetterState), name="state"),
+    CheckConstraint(_one_of("source", Source), name="source"),
+    CheckConstraint("(state = 'redriving') = (redrive_item_id IS NOT NULL)", name="redriving"),
+    CheckConstraint("(state = 'handled') = (handled_at IS NOT NULL)", name="handled"),
+    CheckConstraint(
+        "(state = 'discarded') = "
+        "(discarded_at IS NOT NULL AND discarded_by IS NOT NULL AND discard_reason IS NOT NULL)",
+        name="discarded",
+    ),
+    # What an operator works through is small beside what is handled.
+    Index("ix_dead_letters_in_review", "id", sqlite_where=text(_IN_REVIEW), postgresql_where=text(_IN_REVIEW)),
+    Index(None, "consumer", "state", "id"),
+    Index(None, "type", "state", "id"),
+    sqlite_autoincrement=True,  # the id of a row that was deleted names nothing else afterwards
+)
+
+redrives = Table(
+    "redrives",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+redrive_items = Table(
+    "redrive_items",
+    metadata,
+    Column("id", Text, primary_key=True),  # UUIDv7; travels in the header `ackline-redrive`
+    Column("redrive_id", _Id, ForeignKey("redrives.id"), nullable=False, index=True),
+    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id"), nullable=False, index=True),
+    Column("consumer", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("error", Text),  # why it could not be sent, or could not be sent yet
+    Column("claimed_until", UtcTime),  # nobody else publishes it before then
+    Column("issued_at", UtcTime),
+    Column("confirmed_at", UtcTime),
+    Column("finished_at", UtcTime),
+    CheckConstraint(_one_of("state", ItemState), name="state"),
+    CheckConstraint("consumer <> ''", name="consumer"),
+    Index(
+        "uq_redrive_items_open",
+        "dead_letter_id",
+        unique=True,
+        sqlite_where=text(_ITEM_OPEN),
+        postgresql_where=text(_ITEM_OPEN),
+    ),
+    Index("ix_redrive_items_unsent", "id", sqlite_where=text(_ITEM_UNSENT), postgresql_where=text(_ITEM_UNSENT)),
+)
+
+actions = Table(
+    "actions",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("action", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id"), nullable=False, index=True),
+    Column("state_before", Text, nullable=False),
+    Column("state_after", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
