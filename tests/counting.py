@@ -1,0 +1,68 @@
+"""An application for tests: two consumers of one type that write down each message that they handle."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import Counter
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from ackline.consumers import consumer, exponential
+from ackline.producer import message
+
+FOLDER = "ACKLINE_TEST_COUNTING"
+CONSUMERS = ("counted", "mirrored")
+
+
+@message("test.counted")
+class Counted(BaseModel):
+    """Something to count."""
+
+    number: int
+    fails: bool = False
+
+
+#: Seconds that a message takes to handle, so that a kill comes in the middle of work.
+WORK = 0.001
+
+
+def _write(name: str, number: int) -> None:
+    time.sleep(WORK)
+    # One write of one short line in append mode: lines of processes that are killed do not mix.
+    descriptor = os.open(Path(os.environ[FOLDER]) / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, b"%d\n" % number)
+    finally:
+        os.close(descriptor)
+
+
+@consumer("counted", retry=exponential(attempts=2, first="5s"))
+def count(counted: Counted) -> None:
+    if counted.fails:
+        raise RuntimeError("told to fail")
+    _write("counted", counted.number)
+
+
+@consumer("mirrored", retry=exponential(attempts=2, first="5s"))
+def mirror(counted: Counted) -> None:
+    if counted.fails:
+        raise RuntimeError("told to fail")
+    _write("mirrored", counted.number)
+
+
+def handled(folder: Path, name: str) -> Counter[int]:
+    """How often each number was handled by the consumer *name*."""
+    try:
+        return Counter(int(line) for line in (folder / name).read_bytes().splitlines())
+    except FileNotFoundError:
+        return Counter()
+
+
+def lines(folder: Path, name: str) -> int:
+    """How many times the consumer *name* handled anything."""
+    try:
+        return (folder / name).read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
