@@ -104,9 +104,17 @@ class Guarded:
         """Begin a graceful stop, and do not wait for it."""
         self._send(signal.SIGTERM)
 
-    def stop(self) -> None:
-        """Stop the program and wait until nothing of it is left: the grace at most, and a moment. May be repeated."""
+    def stop(self, *, within: float | None = None) -> None:
+        """Stop the program and wait until nothing of it is left. May be repeated.
+
+        It takes the grace at most (or *within* seconds, if that is less), and a moment.
+        """
         self.ask_to_stop()
+        if within is not None and within < self._grace:
+            try:
+                self._process.wait(within)
+            except subprocess.TimeoutExpired:
+                self._send(signal.SIGQUIT)
         self.wait(self._grace + EPMD_SECONDS + 1.0)
 
     def kill(self) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from ackline.infra.mailbox import Mail, Mailbox
+from ackline.infra.ports import LOOPBACK
 from ackline.infra.ready import ready
 from ackline.infra.refusals import Refusal, Refusals
 from ackline.infra.settings import Settings, settings
@@ -35,8 +36,9 @@ def sink(ctx: click.Context) -> None:
 
 
 @sink.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on 127.0.0.1; 0: the last one, if free.")
-def run(port: int = 0) -> None:
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port; 0: the last one, if free.")
+@click.option("--host", default=LOOPBACK, show_default=True, help="Address to listen on. It asks for no password.")
+def run(port: int, host: str) -> None:
     """Run the mail sink until Ctrl-C (the default)."""
     from ackline.infra.sink_server import SinkServer, settle_port  # the other commands need no aiosmtpd
 
@@ -44,7 +46,7 @@ def run(port: int = 0) -> None:
     # Before the server's thread starts, which inherits the mask: the signals are for `sigwait` alone.
     ends = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, ends)
-    with SinkServer(folder, port=port or settle_port(folder)) as server:
+    with SinkServer(folder, port=port or settle_port(folder), host=host) as server:
         click.echo(f"The mail sink takes mail at {server.url} and keeps it in {folder}. Ctrl-C stops it.")
         ready()
         signal.sigwait(ends)

@@ -1,4 +1,4 @@
-"""The mail sink's server: takes mail on the loopback address, sends none, and refuses whom it is told to refuse."""
+"""The mail sink's server: takes mail, sends none, and refuses whom it is told to refuse."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ _PORT_FILE = "port"
 
 
 class SinkServer:
-    """A mail server on *port* of the loopback address that keeps mail under *folder*; a context manager.
+    """A mail server on *port* of *host* that keeps mail under *folder*; a context manager.
+
+    It asks nobody for a password: another *host* than the loopback address is for a network of containers.
 
     It runs on a thread of its own. `start` returns when it listens, and raises `AcklineError` when it cannot.
     """
 
-    def __init__(self, folder: Path, *, port: int) -> None:
+    def __init__(self, folder: Path, *, port: int, host: str = LOOPBACK) -> None:
+        self.host = host
         self.port = port
         self.mailbox = Mailbox(folder)
         self.refusals = Refusals(folder)
@@ -37,7 +40,7 @@ class SinkServer:
     @property
     def url(self) -> str:
         """What `ACKLINE_SMTP_URL` has to be."""
-        return f"smtp://{LOOPBACK}:{self.port}"
+        return f"smtp://{self.host}:{self.port}"
 
     def start(self) -> None:
         """Begin to take mail."""
@@ -45,7 +48,7 @@ class SinkServer:
         self._listening.wait()
         if self._failure is not None:
             self._thread.join()
-            raise AcklineError(f"The mail sink cannot listen on {LOOPBACK}:{self.port}: {self._failure.strerror}.")
+            raise AcklineError(f"The mail sink cannot listen on {self.host}:{self.port}: {self._failure.strerror}.")
 
     def stop(self) -> None:
         """End, and wait for it. What was answered with 250 is kept."""
@@ -67,7 +70,7 @@ class SinkServer:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         handler = _Handler(self.mailbox, self.refusals)
         try:
-            server = await self._loop.create_server(lambda: _protocol(handler), LOOPBACK, self.port)
+            server = await self._loop.create_server(lambda: _protocol(handler), self.host, self.port)
         except OSError as error:
             self._failure = error
             return

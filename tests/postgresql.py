@@ -63,7 +63,7 @@ def server() -> Iterator[str]:
 
 @contextlib.contextmanager
 def fresh_database(server_url: str) -> Iterator[str]:
-    """An empty database of *server_url* while the block runs: its SQLAlchemy URL. Whoever still uses it is thrown out."""
+    """An empty database of *server_url* while the block runs: its SQLAlchemy URL. Dropped even if still used."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     with psycopg.connect(_plain(server_url), autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
