@@ -5,6 +5,7 @@ Only the entry point of the command that runs is loaded, so `ackline publish` do
 
 from __future__ import annotations
 
+import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
@@ -55,6 +56,8 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line. A user's mistake is one sentence on standard error, never a stack trace."""
+    # Roles configure their log; any other command says what there is to say in its own words.
+    logging.getLogger("ackline").addHandler(logging.NullHandler())
     try:
         cli()
     except AcklineError as error:

@@ -93,10 +93,16 @@ def shown(url: str) -> str:
     return url.replace(f":{secret}@", ":…@", 1) if secret else url
 
 
+def address(url: str) -> str:
+    """`host:port` of an AMQP URL."""
+    parts = urlsplit(url)
+    return f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+
+
 def explain(error: BaseException, url: str) -> AcklineError:
     """What pika or the broker said of a connection, as a sentence that says what to do."""
     parts = urlsplit(url)
-    where = f"{parts.hostname}:{parts.port or (5671 if parts.scheme == 'amqps' else 5672)}"
+    where = address(url)
     cause = _root(error)
     if isinstance(cause, ProbableAuthenticationError) or "ACCESS_REFUSED - Login" in str(cause):
         return BrokerRefused(
@@ -166,7 +172,7 @@ class Link:
         self._connection: pika.SelectConnection | None = None
         self._changed = threading.Condition()
         #: Why the connection is not open; None while it is.
-        self.error: AcklineError | None = BrokerUnreachable(f"{name} has not been connected yet.")
+        self.error: AcklineError | None = BrokerUnreachable(f"RabbitMQ at {address(url)} has not answered yet.")
         #: Why the broker blocks publishing (a memory or disk alarm); None while it does not.
         self.blocked: str | None = None
         #: How often an open connection was lost.

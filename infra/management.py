@@ -15,6 +15,10 @@ class ManagementUnreachable(AcklineError):
     """The management API does not answer, or refuses the user."""
 
 
+class ManagementRefused(ManagementUnreachable):
+    """The management API refuses the user: wrong password, or a tag that does not permit this."""
+
+
 class Management:
     """A client of the management API for one vhost. Use as a context manager."""
 
@@ -48,7 +52,7 @@ class Management:
                 "Set ACKLINE_MANAGEMENT_URL, or enable it: rabbitmq-plugins enable rabbitmq_management."
             ) from None
         if answer.status_code in (401, 403):
-            raise ManagementUnreachable(
+            raise ManagementRefused(
                 f"The management API at {self.url} refuses the user {self._user!r}: "
                 "check the password, and give the user the tag `management` or `monitoring`."
             )
