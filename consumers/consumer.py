@@ -22,6 +22,8 @@ from ackline.producer.message import type_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 
 @dataclass(frozen=True, slots=True)
 class Consumer:
@@ -55,6 +57,8 @@ def consumer(name: str, /, *, retry: RetryPolicy | None = None) -> Callable[[F],
 
     Raises `ConfigurationError` when the name is taken or cannot name a queue, or the annotation names no messages.
     """
+    if not isinstance(name, str):  # @consumer without parentheses hands over the function
+        raise ConfigurationError("Please give the consumer a name: @consumer('billing').")
     check_consumer_name(name)
 
     def register(function: F) -> F:
@@ -76,8 +80,14 @@ def consumer(name: str, /, *, retry: RetryPolicy | None = None) -> Callable[[F],
 
 def _signature(name: str, function: Callable[..., Any]) -> tuple[dict[str, type[BaseModel]], bool]:
     parameters = list(inspect.signature(function).parameters.values())
-    hints = typing.get_type_hints(function)
-    if not 1 <= len(parameters) <= 2:
+    try:
+        hints = typing.get_type_hints(function)
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
+        raise ConfigurationError(
+            f"The annotations of the handler of {name!r} cannot be read: {error}. "
+            "Import or define what they name in the handler's module."
+        ) from None
+    if not 1 <= len(parameters) <= 2 or any(parameter.kind not in _BY_POSITION for parameter in parameters):
         raise ConfigurationError(f"The handler of {name!r} takes a message and, if it likes, a Context.")
     if len(parameters) == 2 and hints.get(parameters[1].name, Context) is not Context:
         raise ConfigurationError(f"The second parameter of the handler of {name!r} must be a Context.")

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.table import text
+from ackline.infra.wire import uuid7
 from ackline.producer.message import encode, type_of
 
 log = logging.getLogger("ackline.handler")
@@ -53,11 +54,13 @@ class Context:
         """Enlist a message: it is sent, and confirmed, after the handler returns and before its message is acked.
 
         Returns its id, derived from (this message, this consumer, how many before it), so that a repeated delivery
-        publishes the same ids and nothing multiplies downstream. Nothing is sent when the handler raises.
+        publishes the same ids and nothing multiplies downstream; a new one when this message has no id. Nothing is sent
+        when the handler raises.
         Raises `InvalidMessage` for what is no message.
         """
         type_ = type_of(instance)
-        id_ = child_id(self.id or "", self.consumer, len(self._enlisted))
+        # Derived from nothing, the ids of all messages without one would be the same, and pass for repetitions.
+        id_ = uuid7() if self.id is None else child_id(self.id, self.consumer, len(self._enlisted))
         properties = Properties(
             content_type=b"application/json",
             delivery_mode=PERSISTENT,
