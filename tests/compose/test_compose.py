@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,6 @@ import yaml
 ROOT = Path(__file__).parents[2]
 COMPOSE_FILE = ROOT / "docker-compose.yml"
 DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
-
-#: Another base to build the image on, as `docker build --build-arg BASE=…` takes it.
-BASE = os.environ.get("ACKLINE_TEST_BASE") or re.findall(r"^ARG BASE=(\S+)$", DOCKERFILE.read_text(), re.MULTILINE)[0]
 
 COMPOSE: Mapping[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
@@ -96,43 +91,11 @@ def test_a_role_is_not_root_and_cannot_become_it() -> None:
     assert int(user[1]) > 0
 
 
-def compose_commands() -> list[list[str]]:
-    """Every Compose on this machine: the plugin (2 and newer) and docker-compose."""
-    found = []
-    if shutil.which("docker") and subprocess.run(["docker", "compose", "version"], capture_output=True).returncode == 0:
-        found.append(["docker", "compose"])
-    if shutil.which("docker-compose"):
-        found.append(["docker-compose"])
-    return found
-
-
-@pytest.mark.parametrize(
-    "compose",
-    [pytest.param(command, id="-".join(command)) for command in compose_commands()]
-    or [pytest.param(None, marks=pytest.mark.skip(reason="neither `docker compose` nor docker-compose is here"))],
-)
 def test_compose_accepts_the_file(compose: list[str]) -> None:
     result = subprocess.run(
         [*compose, "--file", str(COMPOSE_FILE), "config", "--quiet"], capture_output=True, text=True
     )
     assert (result.returncode, result.stderr) == (0, "")
-
-
-@pytest.fixture(scope="session")
-def image() -> Iterator[str]:
-    """The image, built from this tree."""
-    if not shutil.which("docker"):
-        pytest.skip("the image is not built: there is no docker on PATH")
-    if subprocess.run(["docker", "info"], capture_output=True, timeout=30).returncode != 0:
-        pytest.skip("the image is not built: no Docker daemon answers")
-    if subprocess.run(["docker", "image", "inspect", BASE], capture_output=True).returncode != 0:
-        pytest.skip(f"the image is not built: {BASE} is not here (docker pull {BASE})")
-    tag = "ackline:test"
-    build = ["docker", "build", "--file", str(DOCKERFILE), "--build-arg", f"BASE={BASE}", "--tag", tag, str(ROOT)]
-    result = subprocess.run(build, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    yield tag
-    subprocess.run(["docker", "image", "rm", tag], capture_output=True)
 
 
 def in_container(image: str, *command: str) -> str:
