@@ -141,8 +141,8 @@ class Store:
             raise NoSuchDeadLetter(f"There is no dead letter {dead_letter_id}.")
         return bytes(found)
 
-    def find(self, reference: str) -> int:
-        """The id of the dead letter that *reference* names: a number is an id, all else a message id.
+    def find(self, reference: str) -> Summary:
+        """The dead letter that *reference* names: a number is an id, all else a message id.
 
         Raises `NoSuchDeadLetter`, `AmbiguousMessageId`.
         """
@@ -150,7 +150,7 @@ class Store:
             wanted = dead_letters.c.id == int(reference)
         else:
             wanted = dead_letters.c.message_id == clean(reference)
-        query = select(dead_letters.c.id, dead_letters.c.consumer, dead_letters.c.state).where(wanted)
+        query = select(*_columns(Summary)).where(wanted)
         with reading(self._engine) as connection:
             found = connection.execute(query.order_by(dead_letters.c.id).limit(10)).all()
         if not found:
@@ -160,7 +160,7 @@ class Store:
             raise AmbiguousMessageId(
                 f"Several dead letters have the message id {reference!r}: {ids}. Name one by its id."
             )
-        return int(found[0].id)
+        return Summary(**found[0]._mapping)
 
     def discard(self, dead_letter_id: int, reason: str, actor: str) -> None:
         """Take a dead letter out of review for good, for *reason*. It is kept, with who did it and why.

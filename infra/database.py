@@ -15,6 +15,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
@@ -57,6 +59,10 @@ def upgrade(url: str) -> None:
     """
     engine = connect(url)
     try:
+        with reading(engine) as connection:  # nearly always all is well, and nobody has to wait for a lock
+            newest = ScriptDirectory.from_config(migrations(connection)).get_current_head()
+            if MigrationContext.configure(connection).get_current_revision() == newest:
+                return
         with writing(engine) as connection:
             if engine.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
@@ -147,7 +153,7 @@ def _parse(url: str) -> URL:
 
 
 def _postgresql(url: URL) -> Engine:
-    # A server that vanished without a word would otherwise be waited for until TCP gives up, a quarter of an hour later.
+    # A server that vanished without a word would otherwise be waited for until TCP gives up, after 15 minutes.
     arguments: dict[str, Any] = {
         "connect_timeout": ANSWER_SECONDS,
         "keepalives_idle": ANSWER_SECONDS,

@@ -1,0 +1,214 @@
+"""`ackline reviewer`, and `ackline dlq`: working through dead letters on the command line."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterable
+
+import click
+
+from ackline.consumers.consumer import load_consumers
+from ackline.dlq import display
+from ackline.dlq.display import console
+from ackline.dlq.redrive import Consumers
+from ackline.dlq.reviewer import Reviewer
+from ackline.dlq.store import Store
+from ackline.dlq.view import Item, Summary
+from ackline.infra import database
+from ackline.infra.errors import AcklineError
+from ackline.infra.logs import configure_logging
+from ackline.infra.settings import Settings, settings
+from ackline.infra.tables import OPEN_ITEM_STATES, DeadLetterState, ItemState
+
+#: Exit code of `retry` when nothing failed, but something is still under way.
+STILL_UNDER_WAY = 3
+#: Seconds between looks for outcomes.
+_LOOK_SECONDS = 0.2
+
+
+@click.command()
+def reviewer() -> None:
+    """Take dead letters into the database, and send back those that are retried.
+
+    SIGTERM or Ctrl-C: stores what has arrived, gives back the rest, and ends. A second one ends at once; nothing is
+    lost by that.
+    """
+    configure_logging()
+    configured = settings()
+    url = configured.broker
+    database.upgrade(configured.database)
+    engine = database.connect(configured.database)
+    role = Reviewer(url, engine, grace_seconds=configured.grace_seconds)
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        role.stop()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    try:
+        role.run()
+    finally:
+        engine.dispose()
+
+
+@click.group()
+def dlq() -> None:
+    """Work through dead letters: see why they failed, send them back, or discard them.
+
+    ID is the number that `list` shows, or a message id that only one dead letter has.
+    """
+
+
+@dlq.command("list")
+@click.option(
+    "--state", type=click.Choice([state.value for state in DeadLetterState]), help="Only those in this state."
+)
+@click.option("--consumer", help="Only those of this consumer; '' for those that no consumer takes.")
+@click.option("--type", "type_", help="Only messages of this type.")
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@click.option("--before", type=click.IntRange(1), help="Only those with a smaller id: the next page.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
+def list_(
+    state: str | None, consumer: str | None, type_: str | None, limit: int, before: int | None, as_json: bool
+) -> None:
+    """List dead letters, the latest first."""
+    store = _store(settings())
+    rows = store.page(states=[state] if state else (), consumer=consumer, type=type_, before=before, limit=limit)
+    if as_json:
+        for row in rows:
+            print(json.dumps(display.summary_json(row), ensure_ascii=False))
+        return
+    if rows:
+        console().print(display.listing(rows))
+    counts = store.counts(consumer=consumer, type=type_)
+    told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    more = f" More: --before {rows[-1].id}." if len(rows) == limit else ""
+    print(f"{told}.{more}", file=sys.stderr)
+
+
+@dlq.command()
+@click.argument("reference", metavar="ID")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document, with the whole payload.")
+@click.option("--payload", is_flag=True, help="Only the payload, to standard output, byte by byte.")
+def show(reference: str, as_json: bool, payload: bool) -> None:
+    """Show all of a dead letter: why it failed, each attempt, its headers and its payload."""
+    store = _store(settings())
+    found = store.find(reference)
+    if payload:
+        sys.stdout.buffer.write(store.payload(found.id))
+        sys.stdout.buffer.flush()
+        return
+    detail = store.get(found.id)
+    if as_json:
+        document = display.detail_json(detail, store.payload(found.id))
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+    else:
+        display.show(console(), detail)
+
+
+@dlq.command()
+@click.argument("references", metavar="ID...", nargs=-1, required=True)
+@click.option("--wait/--no-wait", default=True, help="Wait for what becomes of it.  [default: wait]")
+@click.option("--timeout", type=click.FloatRange(0), default=60.0, show_default=True, help="Seconds to wait.")
+def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
+    """Send dead letters back to their consumers, and say what becomes of each.
+
+    Ends with 0 when all were handled (with --no-wait: requested), 1 when one failed again or could not be sent back,
+    and 3 when one is still under way after the timeout: it goes on, and `ackline dlq show ID` tells.
+    """
+    configured = settings()
+    store = _store(configured)
+    rows = [store.find(reference) for reference in references]
+    asked = store.request_redrive([row.id for row in rows], _actor(configured), _consumers(configured, rows))
+    for reason in asked.refused.values():
+        print(f"ackline: {display.line(reason)}", file=sys.stderr)
+    items = list(asked.items.values())
+    if not wait:
+        for row_id in asked.items:
+            print(f"{row_id}: requested")
+        sys.exit(1 if asked.refused else 0)
+    unfinished = _follow(store, items, timeout)
+    failed = any(item.state != ItemState.HANDLED for item in store.items(items) if item.state not in OPEN_ITEM_STATES)
+    sys.exit(1 if asked.refused or failed else STILL_UNDER_WAY if unfinished else 0)
+
+
+@dlq.command()
+@click.argument("references", metavar="ID...", nargs=-1, required=True)
+@click.option("--reason", required=True, help="Why. It is kept with the dead letter.")
+def discard(references: tuple[str, ...], reason: str) -> None:
+    """Take dead letters out of review for good. They are kept, with who did it and why."""
+    if not reason.strip():
+        raise click.UsageError("A dead letter is discarded for a reason: --reason must not be blank.")
+    configured = settings()
+    store = _store(configured)
+    rows = [store.find(reference) for reference in references]
+    refused = False
+    for row in rows:
+        try:
+            store.discard(row.id, reason, _actor(configured))
+            print(f"{row.id}: discarded")
+        except AcklineError as error:
+            refused = True
+            print(f"ackline: {error}", file=sys.stderr)
+    sys.exit(1 if refused else 0)
+
+
+def _store(configured: Settings) -> Store:
+    database.upgrade(configured.database)
+    return Store(database.connect(configured.database))
+
+
+def _actor(configured: Settings) -> str:
+    """Who acts here: as configured, else the system's user."""
+    if configured.actor:
+        return configured.actor
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a user without a name, as in a container
+        return "unknown"
+
+
+def _consumers(configured: Settings, rows: Iterable[Summary]) -> Consumers:
+    """Who takes which type; asked only for what no consumer took, for it imports the application."""
+    if all(row.consumer for row in rows):
+        return {}
+    takers: dict[str, list[str]] = {}
+    for name, consumer in sorted(load_consumers(configured).items()):
+        for type_ in consumer.types:
+            takers.setdefault(type_, []).append(name)
+    return takers
+
+
+def _follow(store: Store, item_ids: list[str], timeout: float) -> list[str]:
+    """Print what becomes of each item as it is known; returns those that are open after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    open_ids = set(item_ids)
+    while open_ids:
+        for item in store.items(sorted(open_ids)):
+            if item.state not in OPEN_ITEM_STATES:
+                open_ids.discard(item.id)
+                print(_told(store, item), flush=True)
+        if time.monotonic() >= deadline:
+            break
+        if open_ids:
+            time.sleep(_LOOK_SECONDS)
+    for item in store.items(sorted(open_ids)):
+        waits = item.error or (
+            "is the reviewer running?" if item.state == ItemState.WAITING else "sent, not answered yet"
+        )
+        print(f"{item.dead_letter_id}: still under way after {timeout:g} s ({display.line(waits)})", flush=True)
+    return sorted(open_ids)
+
+
+def _told(store: Store, item: Item) -> str:
+    if item.state == ItemState.HANDLED:
+        return f"{item.dead_letter_id}: handled by {display.line(item.consumer)}"
+    if item.state == ItemState.FAILED:
+        return f"{item.dead_letter_id}: in review again: {display.error(store.get(item.dead_letter_id))}"
+    return f"{item.dead_letter_id}: {display.line(item.error or item.state)}"

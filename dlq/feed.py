@@ -1,0 +1,279 @@
+"""What the reviewer consumes: several queues over one channel, handed over in batches, acked by their tickets.
+
+Everything below "on the I/O thread" runs there; the rest may be called from one other thread, the reviewer's. After
+each connect, and after each channel that ended, the topology is declared again before consuming begins: a broker that
+lost its data, or a queue that was deleted, is put right. That takes a thread of its own, for it waits for the broker.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import pika
+from pika.channel import Channel
+
+from ackline.consumers.acks import STRAGGLER_SECONDS, AckWindow
+from ackline.infra.errors import AcklineError
+from ackline.infra.link import BrokerUnreachable, Link
+from ackline.infra.properties import Properties
+from ackline.infra.settings import process_name
+
+log = logging.getLogger(__name__)
+
+#: Seconds between tries to declare the topology and to consume.
+_AGAIN_FIRST, _AGAIN_MOST = 0.5, 10.0
+
+
+class Arrival(NamedTuple):
+    """A delivery, and the broker's handle on it: a tag belongs to its channel, so the channel's number goes with it."""
+
+    generation: int
+    tag: int
+    queue: str
+    exchange: str | bytes
+    routing_key: str | bytes
+    properties: Properties
+    body: bytes
+
+
+class Feed:
+    """Consumes *queues* until it is stopped, whatever becomes of the connection."""
+
+    def __init__(self, url: str, queues: Sequence[str], *, declare: Callable[[], object], prefetch: int) -> None:
+        """declare: puts the topology right; raises `BrokerUnreachable` when it should be tried again.
+
+        prefetch: unacked deliveries of each queue at most, held in memory.
+        """
+        self._queues = queues
+        self._declare = declare
+        self._prefetch = prefetch
+        self._link = Link(
+            url, f"reviewer {process_name()}", on_up=self._up, on_down=self._down, on_refused=self._refused
+        )
+        self._changed = threading.Condition()
+        self._arrived: deque[Arrival] = deque()
+        self._begun = False
+        self._fatal: AcklineError | None = None
+        self._stopping = threading.Event()
+        # The I/O thread's own:
+        self._generation = 0
+        self._channel: Channel | None = None
+        self._window = AckWindow()
+        self._consuming = 0
+        self._watching = False
+        self._again_in = _AGAIN_FIRST
+
+    # --- from the reviewer's thread --------------------------------------------------------------------
+
+    def start(self, timeout: float) -> None:
+        """Connect and wait until consuming has begun.
+
+        Raises what stands in the way: at once if the broker refuses, after *timeout* seconds if it does not answer.
+        """
+        self._link.start()
+        with self._changed:
+            self._changed.wait_for(lambda: self._begun or self._fatal is not None, timeout)
+            if self._fatal is not None:
+                raise self._fatal
+            if not self._begun:
+                raise self._link.error or BrokerUnreachable("RabbitMQ answers, but does not let the reviewer consume.")
+
+    def take(self, limit: int, max_bytes: int, linger: float, timeout: float) -> list[Arrival]:
+        """What has arrived, in order: up to *limit* deliveries of up to *max_bytes* bytes together, at least one.
+
+        Waits *timeout* seconds for the first and *linger* seconds for more. Empty when none came.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._arrived, timeout)
+            if not self._arrived:
+                return []
+        until = time.monotonic() + linger
+        while len(self._arrived) < limit and (left := until - time.monotonic()) > 0 and not self._stopping.is_set():
+            time.sleep(min(left, 0.005))
+        batch: list[Arrival] = []
+        size = 0
+        while self._arrived and len(batch) < limit and (not batch or size < max_bytes):
+            batch.append(self._arrived.popleft())
+            size += len(batch[-1].body)
+        return [arrival for arrival in batch if self.is_current(arrival)]
+
+    def is_current(self, arrival: Arrival) -> bool:
+        """Whether the broker still waits for an answer; otherwise it delivers the message again."""
+        return arrival.generation == self._generation
+
+    def ack(self, arrivals: Iterable[Arrival]) -> None:
+        """These are done with."""
+        self._link.call(partial(self._ack, [(arrival.generation, arrival.tag) for arrival in arrivals]))
+
+    def give_back(self, arrivals: Iterable[Arrival], seconds: float) -> None:
+        """Return these to their queues in *seconds*, to be delivered again."""
+        tickets = [(arrival.generation, arrival.tag) for arrival in arrivals]
+
+        def on_io() -> None:
+            self._link.later(seconds, partial(self._nack, tickets))
+
+        self._link.call(on_io)
+
+    def pause(self, timeout: float) -> None:
+        """Take no more deliveries; those that have arrived can still be taken and acked."""
+        self._stopping.set()
+        done = threading.Event()
+        self._link.call(self._cancel)
+        self._link.call(done.set)
+        done.wait(timeout)
+
+    def stop(self, timeout: float) -> None:
+        """Give back what is unacked, and disconnect."""
+        self._stopping.set()
+        self._link.call(self._give_back_everything)
+        self._link.stop(timeout)
+
+    # --- on the thread that declares -------------------------------------------------------------------
+
+    def _prepare(self, connection: pika.SelectConnection, generation: int, wait: float) -> None:
+        """Declare the topology, then have the I/O thread open a channel, if the connection is still the one."""
+        self._stopping.wait(wait)
+        while not self._stopping.is_set() and generation == self._generation:
+            try:
+                self._declare()
+            except BrokerUnreachable as error:
+                log.warning("%s Trying again in %g s.", error, _AGAIN_MOST)
+                self._stopping.wait(_AGAIN_MOST if self._begun else _AGAIN_FIRST)
+                continue
+            except AcklineError as error:
+                if not self._begun:
+                    self._refused(error)
+                    return
+                log.error("%s Going on with what exists.", error)
+            except Exception:
+                log.exception("the topology could not be declared; going on with what exists")
+            self._link.call(partial(self._open, connection, generation))
+            return
+
+    # --- on the I/O thread -----------------------------------------------------------------------------
+
+    def _refused(self, reason: AcklineError) -> None:
+        with self._changed:
+            if not self._begun:
+                self._fatal = reason
+                self._changed.notify_all()
+
+    def _up(self, connection: pika.SelectConnection) -> None:
+        self._begin_again(connection, 0.0)
+
+    def _down(self, reason: AcklineError) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """The channel is gone: its tags mean nothing any more."""
+        self._generation += 1
+        self._channel = None
+        self._window = AckWindow()
+        self._consuming = 0
+
+    def _begin_again(self, connection: pika.SelectConnection, wait: float) -> None:
+        self._forget()
+        arguments = (connection, self._generation, wait)
+        threading.Thread(target=self._prepare, args=arguments, name="reviewer-topology", daemon=True).start()
+
+    def _open(self, connection: pika.SelectConnection, generation: int) -> None:
+        if connection.is_open and generation == self._generation and not self._stopping.is_set():
+            connection.channel(on_open_callback=self._opened)
+
+    def _opened(self, channel: Channel) -> None:
+        self._channel = channel
+        self._window = AckWindow()
+        channel.add_on_close_callback(self._closed)
+        channel.add_on_cancel_callback(self._cancelled)
+        channel.basic_qos(prefetch_count=self._prefetch)
+        for queue in self._queues:
+            channel.basic_consume(queue, partial(self._on_message, queue), callback=self._consumes)
+
+    def _consumes(self, _frame: Any) -> None:
+        self._consuming += 1
+        if self._consuming == len(self._queues):
+            self._again_in = _AGAIN_FIRST
+            log.info("consuming %s", ", ".join(self._queues))
+            with self._changed:
+                self._begun = True
+                self._changed.notify_all()
+
+    def _cancelled(self, frame: Any) -> None:
+        log.warning("RabbitMQ ended a subscription (a queue was deleted, or its leader moved); beginning again")
+        if self._channel is not None and self._channel.is_open:
+            self._channel.close()
+
+    def _closed(self, channel: Channel, reason: Any) -> None:
+        if channel is not self._channel:
+            return
+        connection = channel.connection
+        if self._stopping.is_set() or not connection.is_open:
+            self._forget()
+            return
+        if reason.reply_code not in (0, 200):
+            log.error("the reviewer's channel was closed: %s; beginning again", reason.reply_text)
+        self._begin_again(connection, self._again_in)
+        self._again_in = min(self._again_in * 2, _AGAIN_MOST)
+
+    def _on_message(self, queue: str, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
+        if channel is not self._channel:
+            return
+        self._window.delivered(method.delivery_tag)
+        arrival = Arrival(
+            self._generation, method.delivery_tag, queue, method.exchange, method.routing_key, properties, body
+        )
+        self._arrived.append(arrival)
+        if len(self._arrived) == 1:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _usable(self, generation: int) -> Channel | None:
+        current = generation == self._generation and self._channel is not None and self._channel.is_open
+        return self._channel if current else None
+
+    def _ack(self, tickets: list[tuple[int, int]]) -> None:
+        for generation, tag in tickets:
+            if self._usable(generation):
+                self._window.finish(tag)
+        run = self._window.run()
+        if run is not None and self._channel is not None:
+            self._channel.basic_ack(run, multiple=True)
+        if self._window.waiting and not self._watching:
+            self._watching = True
+            self._link.later(STRAGGLER_SECONDS, self._ack_stragglers)
+
+    def _ack_stragglers(self) -> None:
+        self._watching = False
+        self._ack_each(self._window.stragglers())
+        if self._window.waiting:
+            self._watching = True
+            self._link.later(STRAGGLER_SECONDS, self._ack_stragglers)
+
+    def _ack_each(self, tags: list[int]) -> None:
+        if self._channel is not None and self._channel.is_open:
+            for tag in tags:
+                self._channel.basic_ack(tag)
+
+    def _nack(self, tickets: list[tuple[int, int]]) -> None:
+        for generation, tag in tickets:
+            if (channel := self._usable(generation)) is not None:
+                channel.basic_nack(tag, requeue=True)
+                self._window.settle(tag)
+
+    def _cancel(self) -> None:
+        if self._channel is not None and self._channel.is_open:
+            for tag in list(self._channel.consumer_tags):
+                self._channel.basic_cancel(tag)
+
+    def _give_back_everything(self) -> None:
+        if self._channel is not None and self._channel.is_open:
+            for _ in range(2):  # what is new becomes a straggler at the first look
+                self._ack_each(self._window.stragglers())
+            # A close would count as a delivery for each that is unacked; on 4.3 a nack does not.
+            self._channel.basic_nack(0, multiple=True, requeue=True)

@@ -1,0 +1,157 @@
+"""The reviewer: takes dead letters and outcomes from the broker into the database, and runs redrives.
+
+Threads: the I/O thread of the `Feed` consumes and acks; the main thread reads, commits, then has them acked; the
+`Sender` publishes redrives on a connection of its own. Nothing is acked before it is committed, so what the reviewer
+has not stored the broker still has, whatever happens to either.
+
+A dead letter that the database does not take is given back to its queue, again and again, and logged: it is neither
+lost nor in the way of the others. An outcome that no worker writes is logged, counted and dropped: it carries nobody's
+message, and kept it would come back for ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from sqlalchemy import Engine
+
+from ackline.dlq import deadletter, outcome
+from ackline.dlq.deadletter import DeadLetter
+from ackline.dlq.feed import Arrival, Feed
+from ackline.dlq.outage import Outage
+from ackline.dlq.outcome import NotAnOutcome, Outcome
+from ackline.dlq.sender import Sender
+from ackline.dlq.store import Store
+from ackline.infra.names import DEAD, OUTCOMES, UNROUTED
+from ackline.infra.ready import ready
+from ackline.infra.topology import declare
+from ackline.infra.wire import now
+from ackline.producer.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+#: Deliveries of each queue that are held unacked at most; two batches, so that one arrives while one is committed.
+PREFETCH = 1000
+#: Deliveries, and bytes of payload, in one transaction at most.
+BATCH, BATCH_BYTES = 500, 32 * 1024 * 1024
+#: Seconds that a batch waits for more.
+LINGER_SECONDS = 0.03
+#: Seconds before a dead letter that could not be stored is delivered again.
+GIVE_BACK_SECONDS = 5.0
+#: Seconds to wait for the broker at the start.
+CONNECT_SECONDS = 30.0
+
+
+class Reviewer:
+    """Runs until `stop`. One is enough; several share the work."""
+
+    def __init__(self, url: str, engine: Engine, *, grace_seconds: float = 10.0) -> None:
+        """url: the broker. engine: the database, whose tables are up to date. grace_seconds: how long `stop` takes."""
+        self._store = Store(engine)
+        self._feed = Feed(url, (DEAD, UNROUTED, OUTCOMES), declare=lambda: declare(url), prefetch=PREFETCH)
+        self._sender = Sender(self._store, Publisher(url, name="reviewer redrives"))
+        self._grace = grace_seconds
+        self._stopping = threading.Event()
+        self._outage = Outage("taking dead letters", self._stopping)
+        #: Outcomes that no worker wrote, or that answer no redrive of this database.
+        self.strange_outcomes = 0
+
+    def run(self) -> None:
+        """Work until `stop`. Call it on one thread, once.
+
+        Raises `AcklineError` when the broker refuses, or does not answer at the start.
+        """
+        deadline = None
+        try:
+            self._feed.start(CONNECT_SECONDS)
+            self._sender.start()
+            ready()
+            while not self._stopping.is_set():
+                self._take(timeout=0.25)
+            deadline = time.monotonic() + self._grace
+            self._finish(deadline)
+        finally:
+            self._sender.stop(max((deadline or 0.0) - time.monotonic(), 0.5))
+            self._feed.stop(2.0)
+
+    def stop(self) -> None:
+        """End `run`: from any thread, or a signal handler."""
+        self._stopping.set()
+
+    def _finish(self, deadline: float) -> None:
+        """Store what has arrived, until *deadline*; the rest goes back to the broker."""
+        self._feed.pause(1.0)
+        while time.monotonic() < deadline and self._take(timeout=0.0):
+            pass
+
+    def _take(self, timeout: float) -> bool:
+        """Take one batch in. Whether there was one that could be stored."""
+        batch = self._feed.take(BATCH, BATCH_BYTES, LINGER_SECONDS, timeout)
+        outcomes = [arrival for arrival in batch if arrival.queue == OUTCOMES]
+        letters = [arrival for arrival in batch if arrival.queue != OUTCOMES]
+        return bool(batch) and self._take_letters(letters) and self._take_outcomes(outcomes)
+
+    def _take_letters(self, arrivals: list[Arrival]) -> bool:
+        readable: list[tuple[Arrival, DeadLetter]] = []
+        for arrival in arrivals:
+            letter = self._read(arrival)
+            if letter is not None:
+                readable.append((arrival, letter))
+        while readable and self._feed.is_current(readable[0][0]):
+            try:
+                unstored = self._store.ingest([letter for _, letter in readable])
+            except Exception as error:  # whatever it is, the broker keeps them until it is over
+                self._outage.wait(error)
+                if self._stopping.is_set():
+                    return False
+                continue
+            self._outage.over()
+            for failed in unstored:
+                arrival, letter = readable[failed.index]
+                log.error("the database does not take the dead letter %s: %s", letter.message_id, failed.reason)
+                self._feed.give_back([arrival], GIVE_BACK_SECONDS)
+            left = {failed.index for failed in unstored}
+            self._feed.ack(arrival for index, (arrival, _) in enumerate(readable) if index not in left)
+            break
+        return True
+
+    def _read(self, arrival: Arrival) -> DeadLetter | None:
+        """The dead letter; None when a fault of ours stands in the way: then the broker keeps it."""
+        try:
+            return deadletter.read(
+                arrival.properties, arrival.body, arrival.exchange, arrival.routing_key, arrival.queue, now()
+            )
+        except Exception:
+            log.exception("a dead letter cannot be read; it stays in %s", arrival.queue)
+            self._feed.give_back([arrival], GIVE_BACK_SECONDS)
+            return None
+
+    def _take_outcomes(self, arrivals: list[Arrival]) -> bool:
+        outcomes = [found for arrival in arrivals if (found := self._read_outcome(arrival)) is not None]
+        while arrivals and self._feed.is_current(arrivals[0]):
+            try:
+                strange = self._store.outcomes(outcomes) if outcomes else []
+            except Exception as error:
+                self._outage.wait(error)
+                if self._stopping.is_set():
+                    return False
+                continue
+            self._outage.over()
+            for found in strange:
+                self._note_strange(f"it answers no redrive: {found.redrive_item_id} of {found.message_id}")
+            self._feed.ack(arrivals)
+            break
+        return True
+
+    def _read_outcome(self, arrival: Arrival) -> Outcome | None:
+        try:
+            return outcome.read(arrival.body, now())
+        except NotAnOutcome as error:
+            self._note_strange(str(error))
+            return None
+
+    def _note_strange(self, why: str) -> None:
+        self.strange_outcomes += 1
+        log.warning("an outcome that nobody waits for was dropped (the %dth): %s", self.strange_outcomes, why)
