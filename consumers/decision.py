@@ -10,9 +10,11 @@ from ackline.consumers.retry import RetryPolicy, seconds
 class RetryLater(Exception):
     """Raise it in a handler to have the message again after *delay* ("30s", "5m", or seconds). Counts as an attempt."""
 
+    #: Seconds; None in a subclass that sets none: as the policy says.
+    delay: float | None = None
+
     def __init__(self, delay: str | float, reason: str = "asked to be retried later") -> None:
         super().__init__(reason)
-        #: Seconds.
         self.delay = seconds(delay)
 
 
@@ -21,7 +23,11 @@ class Reject(Exception):
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
-        self.reason = reason
+
+    @property
+    def reason(self) -> str:
+        """Why, for a person."""
+        return str(self) or type(self).__name__
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Reject) and self.reason == other.reason
@@ -68,6 +74,6 @@ def decide(failure: Failure | None, policy: RetryPolicy) -> Decision:
         said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         tries = "1 attempt" if failure.attempt == 1 else f"{failure.attempt} attempts"
         return Reject(f"failed after {tries}: {said}")
-    if isinstance(error, RetryLater):
+    if isinstance(error, RetryLater) and error.delay is not None:
         return Retry(error.delay)
     return Retry(policy.delay(failure.attempt))

@@ -79,7 +79,7 @@ def handle(consumer: Consumer, delivery: Delivery, *, worker: str, call: Call) -
         message, context = _read(consumer, delivery, trail)
         call(consumer, message, context)
     except BaseException as error:  # a handler may raise SystemExit, too; none may end the worker
-        failure = Failure(error, trail.attempt)
+        failure = Failure(_nameable(error), trail.attempt)
     decision = decide(failure, consumer.retry)
     if isinstance(decision, Ack):
         assert context is not None  # noqa: S101
@@ -94,6 +94,16 @@ def handle(consumer: Consumer, delivery: Delivery, *, worker: str, call: Call) -
         return _settle_by_publishing(delivery, replace(trail, attempt=trail.attempt + 1, due=due), tier, consumer.name)
     log.error("%s: %s goes to review: %s", consumer.name, what, decision.reason)
     return _dead(consumer, delivery, trail, decision.reason, failure.error)
+
+
+def _nameable(error: BaseException) -> BaseException:
+    """*error*, or what stands for it when its own text cannot be had, which everything from here on asks for."""
+    try:
+        str(error), repr(error)
+    except Exception as broken:
+        said = f"{type(error).__name__}, which cannot say more: its text raises {type(broken).__name__}"
+        return RuntimeError(said).with_traceback(error.__traceback__)
+    return error
 
 
 def _read(consumer: Consumer, delivery: Delivery, trail: wire.Trail) -> tuple[BaseModel, Context]:

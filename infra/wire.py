@@ -265,5 +265,5 @@ def _read_history(written: str | None) -> tuple[Attempt, ...]:
             Attempt(int(e["attempt"]), str(e["at"]), str(e["worker"]), str(e["error"]), str(e["message"]))
             for e in entries
         )
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return ()
