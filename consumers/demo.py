@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pika
 
@@ -60,8 +61,8 @@ def feed(settings: Settings, say: Callable[[str], None]) -> None:
     malformed = _publish_malformed(settings.broker)
     say(
         f"The demonstration has sent {len(mails)} mails and {malformed} malformed messages. "
-        f"{PER_ADDRESS * len(BUSY)} mails arrive after retries; {PER_ADDRESS * len(GONE)} are refused for ever and wait "
-        "for review with the malformed ones."
+        f"{PER_ADDRESS * len(BUSY)} mails arrive after retries; {PER_ADDRESS * len(GONE)} are refused for ever and "
+        "wait for review with the malformed ones."
     )
 
 
@@ -94,12 +95,13 @@ def _publish_malformed(url: str) -> int:
     """Publish, as a foreign client would, what `Publisher` refuses to; returns how many."""
     bodies = [("email.send", body) for body in MALFORMED.values() for _ in range(PER_KIND)]
     bodies += [(UNKNOWN_TYPE, b'{"invoice": 17}')] * PER_KIND
+    properties_of: Any = pika.BasicProperties  # has no types
     connection = pika.BlockingConnection(pika.URLParameters(url))
     try:
         channel = connection.channel()
         channel.confirm_delivery()
         for message_type, body in bodies:
-            properties = pika.BasicProperties(
+            properties = properties_of(
                 message_id=str(uuid.uuid4()),
                 type=message_type,
                 app_id="demo",

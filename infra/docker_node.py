@@ -77,7 +77,7 @@ class DockerNode(Broker):
             lock=lock_file(self._folder),
         )
         try:
-            version = wait_until_ready(self, exit_code=lambda: client.exit_code, logs=[self.logs])
+            version = wait_until_ready(self, exit_code=lambda: client.exit_code, log=self.logs)
         except BaseException:
             self.stop()
             raise

@@ -14,15 +14,24 @@ _BYTES = 16 * 1024
 
 def last_lines(logs: Sequence[Path]) -> str:
     """The end of each of *logs* that there is, set off for an error message."""
-    return "".join(_end_of(log) for log in logs)
+    return "".join(_told(log, "The end of", lines[-_LINES:]) for log in logs if (lines := _lines_of(log)))
 
 
-def _end_of(log: Path) -> str:
+def first_errors(log: Path) -> str:
+    """What *log* says from its first error on: for a program that ends with a long epilogue, as Erlang does."""
+    lines = _lines_of(log)
+    first = next((number for number, line in enumerate(lines) if "error" in line.lower()), None)
+    return _told(log, "Of", lines[first : first + _LINES]) if first is not None else last_lines([log])
+
+
+def _told(log: Path, what: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"\n  {what} {log}:", *(f"    {line}" for line in lines)])
+
+
+def _lines_of(log: Path) -> list[str]:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - _BYTES))
-            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+            return [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
     except OSError:
-        return ""
-    told = [f"    {line}" for line in lines[-_LINES:]]
-    return "\n".join([f"\n  The end of {log}:", *told]) if told else ""
+        return []

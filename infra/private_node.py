@@ -80,7 +80,7 @@ class PrivateNode(Broker):
             epmd_port=self._identity.epmd_port,
         )
         try:
-            version = wait_until_ready(self, exit_code=lambda: node.exit_code, logs=[start_log, self.logs])
+            version = wait_until_ready(self, exit_code=lambda: node.exit_code, log=start_log)
         except BaseException:
             self.stop()
             raise

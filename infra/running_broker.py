@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +15,7 @@ import httpx
 from kombu import connection as kombu_connection
 
 from ackline.infra.errors import AcklineError
-from ackline.infra.log_tail import last_lines
+from ackline.infra.log_tail import first_errors
 
 #: Seconds from the start of a broker until it must answer. Four are usual; a slow disk and a full queue need more.
 READY_SECONDS = 90.0
@@ -81,12 +81,12 @@ def wait_until_ready(
     broker: Broker,
     *,
     exit_code: Callable[[], int | None],
-    logs: Sequence[Path],
+    log: Path | None,
     seconds: float = READY_SECONDS,
 ) -> str:
     """Wait until *broker* takes a client's credentials and its management API answers; returns RabbitMQ's version.
 
-    Raises `BrokerUnavailable`, with the last lines of its *logs*, when it ends (*exit_code* says so) or *seconds* pass.
+    Raises `BrokerUnavailable`, with what its *log* says, when it ends (*exit_code* says so) or *seconds* pass.
     """
     deadline = time.monotonic() + seconds
     while True:
@@ -95,9 +95,13 @@ def wait_until_ready(
             return version
         code = exit_code()
         if code is not None:
-            raise BrokerUnavailable(f"The broker ended while starting (exit code {code}).{last_lines(logs)}")
+            raise BrokerUnavailable(
+                f"The broker ended while starting (exit code {code}).{first_errors(log) if log else ''}"
+            )
         if time.monotonic() > deadline:
-            raise BrokerUnavailable(f"The broker was not ready after {seconds:.0f} s.{last_lines(logs)}")
+            raise BrokerUnavailable(
+                f"The broker was not ready after {seconds:.0f} s.{first_errors(log) if log else ''}"
+            )
         time.sleep(0.1)
 
 

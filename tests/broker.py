@@ -101,7 +101,7 @@ class ContainerBroker(Broker):
         else:
             self._container.start()
             self._created = True
-        version = wait_until_ready(self, exit_code=self._exit_code, logs=[])
+        version = wait_until_ready(self, exit_code=self._exit_code, log=None)
         self.description = f"RabbitMQ {version} by testcontainers, {IMAGE}."
 
     def stop(self) -> None:

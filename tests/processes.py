@@ -14,5 +14,5 @@ def alive(pid: int) -> bool:
 
 def mentioning(text: str | Path) -> list[str]:
     """The processes that have *text* in their command line, by `ps`; a test's own folder names its processes."""
-    asked = subprocess.run(["ps", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True)
+    asked = subprocess.run(["ps", "-ww", "-eo", "pid=,stat=,args="], capture_output=True, text=True, check=True)
     return [line for line in asked.stdout.splitlines() if str(text) in line and line.split()[1][0] != "Z"]

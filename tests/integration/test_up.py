@@ -1,0 +1,297 @@
+"""`ackline up` as a user runs it: one command, its screen, and what it leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ackline.infra.mailbox import Mailbox
+from ackline.infra.ports import free_port
+from tests import broker as test_broker
+from tests.processes import mentioning
+from tests.waiting import until
+
+#: Seconds until everything runs; a broker and four Python programs on a busy machine.
+START_SECONDS = 120.0
+
+
+class Up:
+    """One run of `ackline up` on *data_dir*."""
+
+    def __init__(self, data_dir: Path, *options: str, port: int) -> None:
+        self.data_dir = data_dir
+        self.gateway = f"http://127.0.0.1:{port}"
+        self._output = data_dir.parent / f"up-{time.monotonic_ns()}.txt"
+        with self._output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ackline.infra", "up", "--port", str(port), *options],
+                env=_environment(data_dir),
+                cwd=data_dir.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def output(self) -> str:
+        """What it has printed."""
+        return self._output.read_text()
+
+    def wait_until_running(self) -> None:
+        """Wait for its screen."""
+
+        def shown() -> bool:
+            if self.process.poll() is not None:
+                pytest.fail(f"`ackline up` ended:\n{self.output}", pytrace=False)
+            return "Ctrl-C stops all of it" in self.output
+
+        until(shown, deadline=START_SECONDS, what="the screen of `ackline up`")
+
+    def stop(self) -> float:
+        """End it as a service manager does; returns how many seconds it took."""
+        began = time.monotonic()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(30)
+        return time.monotonic() - began
+
+    def send(self, to: str) -> str:
+        """Send a mail through the gateway; returns the message's id."""
+        body = {"to": to, "subject": "Hello", "body": "Hi"}
+        with httpx.Client(trust_env=False, timeout=15) as client:
+            answer = client.post(f"{self.gateway}/v1/messages/email.send", json=body)
+        assert answer.status_code == 202, answer.text
+        return str(answer.json()["id"])
+
+    def mails(self) -> list[str]:
+        """Recipients of the mails that arrived."""
+        return [address for mail in Mailbox(self.data_dir / "mail").mails() for address in mail.recipients]
+
+    def command(self, *arguments: str) -> str:
+        """What `ackline` prints in another terminal."""
+        done = subprocess.run(
+            [sys.executable, "-m", "ackline.infra", *arguments],
+            env=_environment(self.data_dir),
+            cwd=self.data_dir.parent,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def role_pid(self, role: str) -> int:
+        """Process id of *role* itself: the child of its guardian, which is a child of `ackline up`."""
+        (guardian,) = [pid for pid, args in _children(self.process.pid) if args.endswith(f"ackline.infra {role}")]
+        ((pid, _),) = _children(guardian)
+        return pid
+
+
+def _environment(data_dir: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("ACKLINE_")}
+    named = {name: os.environ[name] for name in ("ACKLINE_RABBITMQ_SERVER",) if name in os.environ}
+    return kept | named | {"ACKLINE_DATA_DIR": str(data_dir)}
+
+
+def _children(pid: int) -> list[tuple[int, str]]:
+    listed = subprocess.run(["ps", "-ww", "-eo", "pid=,ppid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in listed.splitlines()]
+    return [(int(row[0]), row[2]) for row in rows if int(row[1]) == pid]
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Path:
+    """Where everything of one test's `ackline up` is."""
+    chosen = test_broker.choice()
+    if chosen is None or chosen.kind == "url":
+        pytest.skip("`ackline up` starts a broker of its own here, and ACKLINE_AMQP_URL (or nothing) is given")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def port() -> int:
+    """The gateway's port."""
+    return free_port()
+
+
+@pytest.fixture
+def up(data_dir: Path, port: int) -> Iterator[Up]:
+    """`ackline up`, running."""
+    with _running(Up(data_dir, port=port)) as running:
+        yield running
+
+
+@contextlib.contextmanager
+def _running(running: Up) -> Iterator[Up]:
+    try:
+        running.wait_until_running()
+        yield running
+    finally:
+        if running.process.poll() is None:
+            running.stop()
+        until(lambda: mentioning(running.data_dir) == [], what="every process to end")
+
+
+def test_a_mail_sent_through_the_gateway_arrives_and_the_screen_says_where(up: Up) -> None:
+    up.send("ada@example.test")
+    until(lambda: up.mails() == ["ada@example.test"], what="the mail")
+    for told in (up.gateway, str(up.data_dir / "mail"), str(up.data_dir / "logs"), "dlq list", "curl -X POST"):
+        assert told in up.output
+    assert "\x1b" not in up.output, "no colours where there is no terminal"
+
+
+def test_the_management_ui_takes_the_sign_in_that_the_screen_shows(up: Up) -> None:
+    found = re.search(r"Management UI +(\S+) +user (\S+), password (\S+)", up.output)
+    assert found
+    with httpx.Client(auth=(found[2], found[3]), trust_env=False) as client:
+        assert client.get(f"{found[1]}/api/overview").status_code == 200
+
+
+def test_a_refused_mail_waits_for_review_and_another_terminal_sees_it(up: Up) -> None:
+    up.command("sink", "refuse", "ada@example.test", "--code", "550", "--text", "No such mailbox")
+    up.send("ada@example.test")
+    until(lambda: "No such mailbox" in up.command("dlq", "list"), what="the dead letter")
+    assert up.mails() == []
+
+
+def test_sigterm_stops_all_of_it_in_15_seconds_and_leaves_nothing(up: Up) -> None:
+    assert mentioning(up.data_dir)
+    assert (up.data_dir / "up.json").stat().st_mode & 0o777 == 0o600
+    assert up.stop() < 15
+    assert up.process.returncode == 0
+    assert mentioning(up.data_dir) == []
+    assert not (up.data_dir / "up.json").exists()
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(up.gateway.rpartition(":")[2]))) != 0
+
+
+def test_a_second_start_finds_messages_dead_letters_and_mails(up: Up, port: int) -> None:
+    up.command("sink", "refuse", "later@example.test", "--code", "451")
+    up.command("sink", "refuse", "never@example.test", "--code", "550", "--text", "No such mailbox")
+    for address in ("now@example.test", "never@example.test", "later@example.test"):
+        up.send(address)
+    until(lambda: "No such mailbox" in up.command("dlq", "list"), what="the dead letter")
+    until(lambda: up.mails() == ["now@example.test"], what="the mail")
+    up.stop()
+    up.command("sink", "accept", "later@example.test")
+    with _running(Up(up.data_dir, port=port)) as second:
+        assert "No such mailbox" in second.command("dlq", "list")
+        until(
+            lambda: second.mails() == ["now@example.test", "later@example.test"], what="the retried mail", deadline=60
+        )
+
+
+@pytest.mark.parametrize("role", ["worker", "reviewer", "gateway"])
+def test_a_killed_role_comes_back_and_works(up: Up, role: str) -> None:
+    killed = up.role_pid(role)
+    os.kill(killed, signal.SIGKILL)
+    until(lambda: f"{role} is ready again." in up.output, what=f"the {role} to come back")
+    assert up.role_pid(role) != killed
+    up.command("sink", "refuse", "never@example.test", "--code", "550", "--text", "No such mailbox")
+    up.send("ada@example.test")
+    up.send("never@example.test")
+    until(lambda: up.mails() == ["ada@example.test"], what="the mail")
+    until(lambda: "No such mailbox" in up.command("dlq", "list"), what="the dead letter")
+
+
+def test_a_killed_broker_comes_back_with_what_it_had(up: Up) -> None:
+    up.command("sink", "refuse", "later@example.test", "--code", "451")
+    up.send("later@example.test")
+    os.kill(int((up.data_dir / "rabbitmq" / "pid").read_text()), signal.SIGKILL)
+    until(lambda: "The broker is ready again" in up.output, deadline=START_SECONDS, what="the broker to come back")
+    up.command("sink", "accept", "later@example.test")
+    until(lambda: up.mails() == ["later@example.test"], deadline=60, what="the mail")
+
+
+def test_nothing_is_left_of_an_up_that_is_killed_and_the_next_one_works(up: Up, port: int) -> None:
+    up.process.kill()
+    up.process.wait()
+    until(lambda: mentioning(up.data_dir) == [], what="everything to end")
+    assert (up.data_dir / "up.json").exists(), "it had no time to remove it"
+    with _running(Up(up.data_dir, port=port)) as second:
+        second.send("ada@example.test")
+        until(lambda: second.mails() == ["ada@example.test"], what="the mail")
+
+
+def test_the_demonstration_has_mails_that_arrive_and_messages_that_wait(data_dir: Path, port: int) -> None:
+    from ackline.consumers import demo
+
+    arriving = demo.GOOD + demo.PER_ADDRESS * len(demo.BUSY)
+    with _running(Up(data_dir, "--demo", port=port)) as running:
+        until(lambda: "The demonstration has sent" in running.output, deadline=60, what="the demonstration")
+        until(lambda: len(running.mails()) == arriving, deadline=90, what="the mails")
+        waiting = demo.PER_ADDRESS * len(demo.GONE) + demo.PER_KIND * (len(demo.MALFORMED) + 1)
+        until(lambda: _dead(running) == waiting, deadline=30, what="the dead letters")
+
+
+def _dead(running: Up) -> int:
+    listed: list[Any] = json.loads(running.command("dlq", "list", "--json", "--limit", "500"))
+    return len(listed)
+
+
+# --- what a user gets wrong: one sentence each, and nothing started --------------------------------------------------
+
+
+def _refused(data_dir: Path, *options: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "ackline.infra", "up", *options],
+        env=_environment(data_dir),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
+
+
+def test_a_busy_port_is_named_with_its_setting(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        told = _refused(tmp_path / "data", "--port", str(taken))
+    assert f"Port {taken}" in told
+    assert "ACKLINE_GATEWAY_PORT" in told
+
+
+def test_a_data_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert f"The data folder {tmp_path / 'file' / 'data'} cannot be written" in _refused(tmp_path / "file" / "data")
+
+
+def test_a_second_up_on_the_same_folder_is_told_who_runs(tmp_path: Path) -> None:
+    from ackline.infra.data_folder import claim
+
+    with claim(tmp_path / "data"):
+        told = _refused(tmp_path / "data", "--port", "0")
+    assert f"Another `ackline up` (process {os.getpid()}) already runs" in told
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        assert "is full: free at least 64 MiB" in _refused(small / "data")
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
