@@ -23,7 +23,11 @@ from ackline.producer import message
 #: Seconds that the mail server may take for each answer.
 SMTP_TIMEOUT = 10.0
 
-_ADDRESS = re.compile(r"[^@\s<>,;:\"()\[\]\x00-\x1f\x7f]+@[^@\s<>,;:\"()\[\]\x00-\x1f\x7f]+\Z")
+_SPECIAL = r"@\s<>,;:\"()\[\]\x00-\x1f\x7f"
+_ADDRESS = re.compile(rf"[^{_SPECIAL}]+@[^.{_SPECIAL}]+(\.[^.{_SPECIAL}]+)*\Z")
+#: RFC 2047. `email` decodes such words where they stand in a header, and what comes out may be a comma or a line break:
+#: a second recipient, or a header of the writer's choice.
+_ENCODED_WORD = re.compile(r"=\?.*\?=")
 
 
 @message("email.send")
@@ -40,17 +44,23 @@ class SendEmail(BaseModel):
 
     @field_validator("to", "sender")
     @classmethod
-    def _is_address(cls, value: str | None) -> str | None:
-        if value is not None and not _ADDRESS.match(value):
+    def _check_address(cls, value: str | None) -> str | None:
+        if value is not None and not _is_address(value):
             raise ValueError("is no mail address such as ada@example.test")
         return value
 
     @field_validator("subject")
     @classmethod
-    def _is_one_line(cls, value: str) -> str:
+    def _check_subject(cls, value: str) -> str:
         if not value.isprintable():
             raise ValueError("must be one line of printable characters")
+        if _ENCODED_WORD.search(value):
+            raise ValueError("must be plain text, without =?…?= words")
         return value
+
+
+def _is_address(value: str) -> bool:
+    return _ADDRESS.match(value) is not None and not _ENCODED_WORD.search(value)
 
 
 class MailServerBusy(Exception):
@@ -64,7 +74,7 @@ def send_email(mail: SendEmail, ctx: Context) -> None:
     if configured.smtp_url is None:
         raise ConfigurationError("ACKLINE_SMTP_URL is not set: smtp://host:port of the server that sends mails.")
     try:
-        _send(configured.smtp_url, _compose(mail, configured.mail_from, ctx.id))
+        _send(configured.smtp_url, compose(mail, configured.mail_from, ctx.id))
     except smtplib.SMTPRecipientsRefused as error:
         _by_code(*next(iter(error.recipients.values())), error)
     except smtplib.SMTPResponseException as error:
@@ -80,14 +90,18 @@ def _by_code(code: int, words: bytes | str, error: Exception) -> None:
     raise MailServerBusy(said) from error
 
 
-def _compose(mail: SendEmail, default_sender: str, id_: str | None) -> EmailMessage:
+def compose(mail: SendEmail, default_sender: str, id_: str | None) -> EmailMessage:
+    """The mail as it is sent, under the Message-ID `<id_@ackline>` where *id_* can stand in one.
+
+    Raises `Reject` when no mail can be made of it.
+    """
     composed = EmailMessage()
     try:
         composed["From"] = mail.sender or default_sender
         composed["To"] = mail.to
         composed["Subject"] = mail.subject
         composed["Date"] = formatdate()
-        if id_ is not None and _ADDRESS.match(f"{id_}@ackline"):
+        if id_ is not None and _is_address(f"{id_}@ackline"):
             composed["Message-ID"] = f"<{id_}@ackline>"
         composed.set_content(mail.body)
         if mail.html is not None:
