@@ -53,6 +53,9 @@ ORIGINAL = "ackline-original"
 #: Bytes of a reason, a traceback and a history at most; all of our headers together stay below 8 KB.
 MAX_REASON, MAX_TRACEBACK, MAX_HISTORY, MAX_ERROR = 1024, 3072, 3072, 400
 
+#: Control characters, which JSON would write in six bytes each, so that two long errors would not fit into a history.
+_CONTROLS = {code: f"\\x{code:02x}" for code in range(32) if chr(code) not in "\n\r\t"}
+
 #: More attempts than any policy allows; what says more lies.
 MAX_ATTEMPT = 1_000_000
 
@@ -233,9 +236,8 @@ def cut_start(value: str, size: int) -> str:
 def attempt_of(number: int, worker: str, error: BaseException) -> Attempt:
     """The record of a try that ended with *error*, now."""
     at = now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return Attempt(
-        number, at, worker, type(error).__name__[:100], cut(text(str(error).encode("utf-8", "replace")), MAX_ERROR)
-    )
+    said = text(str(error).encode("utf-8", "replace")).translate(_CONTROLS)
+    return Attempt(number, at, worker, type(error).__name__[:100], cut(said, MAX_ERROR))
 
 
 def due_in(seconds: float) -> datetime:
