@@ -236,7 +236,7 @@ def cut_start(value: str, size: int) -> str:
 def attempt_of(number: int, worker: str, error: BaseException) -> Attempt:
     """The record of a try that ended with *error*, now."""
     at = now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    said = text(str(error).encode("utf-8", "replace")).translate(_CONTROLS)
+    said = text(str(error)[: MAX_ERROR + 1].encode("utf-8", "replace")).translate(_CONTROLS)
     return Attempt(number, at, worker, type(error).__name__[:100], cut(said, MAX_ERROR))
 
 
