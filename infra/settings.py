@@ -33,7 +33,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="ACKLINE_", toml_file=CONFIG_FILE, extra="ignore")
 
-    amqp_url: str | None = Field(default=None, description="amqp[s]://user:password@host:port/vhost of the broker")
+    amqp_url: str | None = Field(
+        default=None, description="amqp[s]://user:password@host:port/vhost of the broker", repr=False
+    )
     management_url: str | None = Field(
         default=None,
         description="http[s]://host:port of RabbitMQ's management API; the user and password are the broker's",
@@ -134,7 +136,7 @@ def settings() -> Settings:
     except ValidationError as error:
         wrong = "; ".join(f"ACKLINE_{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors())
         raise ConfigurationError(f"These settings cannot be used: {wrong}.") from None
-    except ValueError as error:  # ackline.toml that is not TOML
+    except (ValueError, OSError) as error:  # ackline.toml that is not TOML, or may not be read
         raise ConfigurationError(f"{CONFIG_FILE} cannot be read: {error}.") from None
 
 

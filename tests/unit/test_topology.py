@@ -1,0 +1,143 @@
+"""The topology: a function of the consumers and of the broker's version."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ackline.infra.errors import ConfigurationError
+from ackline.infra.names import RETRY_TIERS
+from ackline.infra.topology import Binding, ConsumerQueue, Topology, check_consumer_name, topology
+
+BILLING = ConsumerQueue("billing", ("order.placed", "order.changed"))
+MAIL = ConsumerQueue("mail", ("order.placed",))
+
+
+def arguments(wanted: Topology) -> dict[str, dict[str, Any]]:
+    """The arguments of each queue."""
+    return {queue.name: queue.queue_arguments for queue in wanted.queues}
+
+
+def kinds(wanted: Topology) -> dict[str, str]:
+    return {exchange.name: exchange.type for exchange in wanted.exchanges}
+
+
+def test_without_consumers_there_is_all_that_does_not_depend_on_them() -> None:
+    wanted = topology()
+    tiers = [name for name, _ in RETRY_TIERS]
+    assert kinds(wanted) == {
+        "ackline.messages": "topic",
+        "ackline.unrouted": "fanout",
+        "ackline.return": "direct",
+        "ackline.dead": "fanout",
+        "ackline.outcomes": "topic",
+        **dict.fromkeys(tiers, "fanout"),
+    }
+    assert [queue.name for queue in wanted.queues] == ["ackline.unrouted", *tiers, "ackline.dead", "ackline.outcomes"]
+    assert set(wanted.bindings()) == {
+        Binding("ackline.unrouted", "ackline.unrouted", ""),
+        Binding("ackline.dead", "ackline.dead", ""),
+        Binding("ackline.outcomes", "ackline.outcomes", "#"),
+        *(Binding(tier, tier, "") for tier in tiers),
+    }
+
+
+def test_each_consumer_adds_one_queue_of_its_name_bound_to_its_types_and_to_the_way_back() -> None:
+    added = set(topology([BILLING, MAIL]).bindings()) - set(topology().bindings())
+    assert added == {
+        Binding("ackline.return", "billing", "billing"),
+        Binding("ackline.messages", "billing", "order.placed"),
+        Binding("ackline.messages", "billing", "order.changed"),
+        Binding("ackline.return", "mail", "mail"),
+        Binding("ackline.messages", "mail", "order.placed"),
+    }
+    assert topology([BILLING, MAIL]).exchanges == topology().exchanges
+
+
+def test_the_queue_of_a_consumer_gives_up_what_kills_workers_to_review_at_least_once() -> None:
+    assert arguments(topology([BILLING]))["billing"] == {
+        "x-queue-type": "quorum",
+        "x-delivery-limit": 20,
+        "x-dead-letter-exchange": "ackline.dead",
+        "x-dead-letter-strategy": "at-least-once",
+        "x-overflow": "reject-publish",
+    }
+
+
+def test_a_retry_tier_holds_for_its_delay_and_returns_to_the_consumer() -> None:
+    for name, seconds in RETRY_TIERS:
+        assert arguments(topology())[name] == {
+            "x-queue-type": "quorum",
+            "x-delivery-limit": -1,
+            "x-message-ttl": seconds * 1000,
+            "x-dead-letter-exchange": "ackline.return",
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        }
+
+
+@pytest.mark.parametrize("version", ["3.10.8", "3.13.7", "4.0.1", "4.3.6", "5.0.0-beta.1", "odd"])
+def test_every_queue_is_a_durable_quorum_queue_that_never_drops(version: str) -> None:
+    for queue in topology([BILLING], broker_version=version).queues:
+        assert (queue.durable, queue.auto_delete, queue.exclusive) == (True, False, False)
+        given = queue.queue_arguments
+        assert given["x-queue-type"] == "quorum"
+        assert not {"x-max-length", "x-max-length-bytes", "x-expires"} & given.keys()
+        if "x-dead-letter-exchange" in given:
+            assert given["x-dead-letter-strategy"] == "at-least-once"
+            assert given["x-overflow"] == "reject-publish"
+
+
+@pytest.mark.parametrize(
+    ("version", "unlimited"), [("3.10.8", False), ("3.13.7", False), ("4.0.1", True), ("4.3", True)]
+)
+def test_deliveries_are_unlimited_where_the_broker_has_a_limit_by_default_and_takes_minus_1(
+    version: str, unlimited: bool
+) -> None:
+    given = arguments(topology([BILLING], broker_version=version))
+    own = [name for name in given if name.startswith("ackline.")]
+    assert {given[name].get("x-delivery-limit") for name in own} == ({-1} if unlimited else {None})
+    assert given["billing"]["x-delivery-limit"] == 20
+
+
+def test_what_nobody_consumes_and_what_returns_to_nobody_is_kept() -> None:
+    alternates = {
+        exchange.name: (exchange.arguments or {}).get("alternate-exchange") for exchange in topology().exchanges
+    }
+    assert alternates["ackline.messages"] == alternates["ackline.return"] == "ackline.unrouted"
+    unrouted = arguments(topology())["ackline.unrouted"]
+    assert unrouted["x-dead-letter-exchange"] == "ackline.dead", "whatever its `expiration`, it is dead-lettered"
+
+
+def test_every_dead_letter_target_leads_somewhere_by_itself() -> None:
+    wanted = topology([BILLING])
+    leads = {e.name: e.type == "fanout" or "alternate-exchange" in (e.arguments or {}) for e in wanted.exchanges}
+    targets = {given.get("x-dead-letter-exchange") for given in arguments(wanted).values()} - {None}
+    assert targets == {"ackline.dead", "ackline.return"}
+    assert all(leads[target] for target in targets)
+
+
+def test_no_work_queue_dead_letters_into_a_cycle() -> None:
+    targets = {
+        name: given.get("x-dead-letter-exchange")
+        for name, given in arguments(topology([BILLING, MAIL])).items()
+        if not name.startswith("ackline.retry.")
+    }
+    assert set(targets.values()) == {"ackline.dead", None}
+    assert targets["ackline.dead"] is None
+
+
+@pytest.mark.parametrize(
+    "wrong", ["", "ackline.dead", "ackline.", "amq.gen", "a\nb", "a\x00", "x" * 201, "é" * 101, "\u200b"]
+)
+def test_a_name_that_a_queue_should_not_have_is_refused_in_a_sentence(wrong: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be the name of a consumer: it names its queue"):
+        check_consumer_name(wrong)
+    with pytest.raises(ConfigurationError):
+        topology([ConsumerQueue(wrong, ("a",))])
+
+
+@pytest.mark.parametrize("right", ["billing", "order billing", "größe", "x" * 200, "a.b-c_d"])
+def test_a_name_that_people_can_read_is_accepted(right: str) -> None:
+    assert check_consumer_name(right) == right
