@@ -82,7 +82,11 @@ class Stack:
         )
 
     def has_mail(self, subject: str) -> bool:
-        return subject in self.run("exec", "-T", "mail", "ackline", "sink", "list").stdout
+        return subject in self.ask("mail", "sink", "list")
+
+    def ask(self, role: str, *arguments: str) -> str:
+        """What `ackline` with *arguments* prints in the container of *role*; it must end with 0."""
+        return self.run("exec", "-T", role, "ackline", *arguments).stdout
 
     def is_connected(self, role: str) -> bool:
         """What the health check of *role* says now; Docker says so after some more checks only."""
@@ -135,6 +139,21 @@ def test_a_posted_message_becomes_a_mail(stack: Stack) -> None:
     answer = stack.publish_mail(subject)
     assert answer.status_code == 202, answer.text
     until(lambda: stack.has_mail(subject), what="the mail")
+
+
+def test_a_mail_that_is_refused_is_reviewed_and_sent_again(stack: Stack) -> None:
+    subject = f"refused {uuid.uuid4()}"
+    stack.ask("mail", "sink", "refuse", "ada@example.test", "--code", "550")
+    assert stack.publish_mail(subject).status_code == 202
+    until(lambda: "550 No such mailbox here" in stack.ask("reviewer", "dlq", "list"), what="the dead letter")
+    stack.ask("mail", "sink", "accept", "ada@example.test")
+    assert "1: handled by email" in stack.ask("reviewer", "dlq", "retry", "1")
+    assert stack.has_mail(subject)
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker", "reviewer"])
+def test_the_doctor_finds_no_fault(stack: Stack, role: str) -> None:
+    assert "fault" not in stack.ask(role, "doctor")
 
 
 def test_what_waits_and_what_came_outlive_the_containers(stack: Stack) -> None:
