@@ -25,6 +25,7 @@ from pika.exceptions import (
     ConnectionClosedByBroker,
     ProbableAccessDeniedError,
     ProbableAuthenticationError,
+    StreamLostError,
 )
 from pika.frame import Header, decode_frame
 from pika.spec import FRAME_HEADER
@@ -119,6 +120,8 @@ def explain(error: BaseException, url: str) -> AcklineError:
         )
     if isinstance(cause, ConnectionClosedByBroker):
         return BrokerUnreachable(f"RabbitMQ at {where} closed the connection: {cause.reply_text}.")
+    if isinstance(cause, StreamLostError | ConnectionResetError):
+        return BrokerUnreachable(f"The connection to RabbitMQ at {where} was lost.")
     if isinstance(cause, ConnectionRefusedError):
         return BrokerUnreachable(f"Nothing answers at {where}: is RabbitMQ running there?")
     if isinstance(cause, OSError) and cause.strerror:
