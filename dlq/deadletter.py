@@ -10,9 +10,10 @@ There are three who say so, told apart by where the message was and by what only
 
 Seen on RabbitMQ 4.3.6: when the broker dead-letters, it throws away a forged `x-death` of any shape and every forged
 `x-first-death-*`; where it does not (in `ackline.unrouted`), a forged `x-death` arrives as the client wrote it, and is
-not read here. Brokers before 4.0 put their entry first and keep a plausible forged list behind it; if the forged entry
-names the same queue and reason, its `exchange` survives, so what is trusted on account of it must be harmless when it
-lies: see `ackline.dlq.intake` for the redrive id.
+not read here. 3.10.8 puts its entry first and keeps a forged list behind it, and forged `x-first-death-*` as they are; if
+a forged entry names the same queue and reason, it is that entry which comes first, with its forged `exchange`. So what is
+trusted on account of it must be harmless when it lies: see `ackline.dlq.intake` for the redrive id. (A forged list of
+anything but tables kills the dead-lettering of a whole 3.10.8 node until it restarts: no help for that from here.)
 """  # noqa: E501
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ class DeadLetter:
     properties: bytes
     trusted: bool
     payload: bytes
-    #: The redrive item that sent it, if it says so and may be believed.
-    redrive_item_id: str | None
+    #: The redrive item that sent it, if it says so and may be believed so far.
+    sent_by: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +134,7 @@ def read(
         properties=properties.wire,
         trusted=verdict.trusted,
         payload=body,
-        redrive_item_id=name(trail.redrive) if trail.redrive else None,
+        sent_by=name(trail.redrive) if trail.redrive else None,
     )
 
 

@@ -39,7 +39,7 @@ def take(connection: Connection, dead: Sequence[DeadLetter]) -> None:
     fresh: dict[Key, DeadLetter] = {}
     again: list[tuple[int | None, DeadLetter]] = []
     for letter in dead:
-        row_id = returned.get((letter.redrive_item_id, letter.consumer, letter.body_sha256)) or known.get(_key(letter))
+        row_id = returned.get((letter.sent_by, letter.consumer, letter.body_sha256)) or known.get(_key(letter))
         if row_id is None and _key(letter) not in fresh:
             fresh[_key(letter)] = letter
         else:
@@ -75,7 +75,7 @@ def _rows_of_keys(connection: Connection, message_ids: Sequence[str]) -> dict[Ke
 
 def _rows_of_redrives(connection: Connection, dead: Iterable[DeadLetter]) -> dict[tuple[str | None, str, bytes], int]:
     """The ids of the rows that the redrives named by *dead* sent, by (item, consumer it was for, body's hash)."""
-    names = sorted({letter.redrive_item_id for letter in dead if letter.redrive_item_id})
+    names = sorted({letter.sent_by for letter in dead if letter.sent_by})
     found: dict[tuple[str | None, str, bytes], int] = {}
     for start in range(0, len(names), _CHUNK):
         query = (

@@ -55,7 +55,7 @@ class Change:
 
 def arrived_again(row: Known, dead: DeadLetter) -> Change:
     """What *dead* changes on *row*."""
-    if dead.redrive_item_id and row.state == DeadLetterState.REDRIVING and row.redrive_item_id == dead.redrive_item_id:
+    if dead.sent_by and row.state == DeadLetterState.REDRIVING and row.redrive_item_id == dead.sent_by:
         return _back_in_review(row, dead)
     return _duplicate(row, dead)
 
@@ -77,7 +77,7 @@ def _back_in_review(row: Known, dead: DeadLetter) -> Change:
             "last_seen_at": dead.received_at,
             "send_error": None,
         },
-        failed_item=dead.redrive_item_id,
+        failed_item=dead.sent_by,
     )
 
 

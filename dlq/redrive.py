@@ -175,7 +175,13 @@ def claim(connection: Connection, limit: int, seconds: float) -> list[Claim]:
         columns.routing_key,
         columns.payload,
     ).join_from(redrive_items, dead_letters)
-    return [_claim(row) for row in connection.execute(query.where(items.id.in_(ids)).order_by(items.id))]
+    claims = []
+    for row in connection.execute(query.where(items.id.in_(ids)).order_by(items.id)).all():
+        try:
+            claims.append(_claim(row))
+        except (ValueError, TypeError, OverflowError) as error:  # nothing about one message may hold up the others
+            not_sent(connection, row.item_id, f"could not be sent: {error}")
+    return claims
 
 
 def _claim(row: Any) -> Claim:

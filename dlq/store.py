@@ -19,7 +19,7 @@ from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
 from ackline.dlq.outcome import Outcome
 from ackline.dlq.redrive import Claim, Consumers, Requested
 from ackline.dlq.view import PREVIEW, Action, Detail, Item, Summary, Unstored
-from ackline.infra.database import DatabaseUnavailable, is_outage, reading, writing
+from ackline.infra.database import is_outage, reading, writing
 from ackline.infra.tables import DeadLetterState, actions, dead_letters, redrive_items
 from ackline.infra.wire import now
 
@@ -61,10 +61,9 @@ class Store:
                 except (SQLAlchemyError, ValueError) as error:
                     if isinstance(error, DBAPIError) and is_outage(error):
                         raise
-                    unstored.append(Unstored(index, " ".join(str(getattr(error, "orig", error)).split())[:300]))
-            if len(unstored) == len(dead) > 1:
-                # It is not the rows, then: a table is missing, or something like that.
-                raise DatabaseUnavailable(f"The database takes no dead letter at all: {unstored[0].reason}.")
+                    # The first line: the others of PostgreSQL's hold the row itself, which is not for a log.
+                    said = str(getattr(error, "orig", error)).splitlines() or [type(error).__name__]
+                    unstored.append(Unstored(index, said[0][:300]))
         return unstored
 
     def outcomes(self, outcomes: Iterable[Outcome]) -> list[Outcome]:

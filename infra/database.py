@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 
 from ackline.infra.errors import AcklineError, ConfigurationError
 
@@ -28,8 +28,9 @@ BUSY_SECONDS = 5
 ANSWER_SECONDS = 10
 #: PostgreSQL advisory lock that one upgrade holds; any number that nobody else uses.
 _UPGRADE_LOCK = 0x61636B6C696E65
-#: SQLSTATE classes and codes that are about the row, though psycopg calls them operational; and the other way round.
-_ROW_FAULTS, _READ_ONLY = ("54",), "25006"
+#: SQLSTATE classes that are about the row, though psycopg calls them operational (a limit of the program), and that are
+#: about the database, though psycopg does not (read-only; a table, a column or a right is missing).
+_ROW_FAULTS, _DATABASE_FAULTS = ("54",), ("25006", "42")
 
 
 class DatabaseUnavailable(AcklineError):
@@ -106,7 +107,10 @@ def is_outage(error: DBAPIError) -> bool:
     code = getattr(error.orig, "sqlstate", None) or ""
     if code.startswith(_ROW_FAULTS):
         return False
-    return error.connection_invalidated or code == _READ_ONLY or isinstance(error, (OperationalError, InterfaceError))
+    if error.connection_invalidated or code.startswith(_DATABASE_FAULTS):
+        return True
+    # A plain DatabaseError, none of its kinds, is SQLite's for a file that is damaged, or no database.
+    return isinstance(error, (OperationalError, InterfaceError)) or type(error) is DatabaseError
 
 
 def explain(error: DBAPIError, url: URL) -> str:
