@@ -85,7 +85,8 @@ def list_(
             print(json.dumps(display.summary_json(row), ensure_ascii=False))
         return
     if rows:
-        console().print(display.listing(rows))
+        screen = console()
+        screen.print(display.listing(rows, screen.width))
     counts = store.counts(consumer=consumer, type=type_)
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     more = f" More: --before {rows[-1].id}." if len(rows) == limit else ""

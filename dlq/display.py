@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +23,8 @@ from ackline.infra.table import text
 
 #: Columns of a pipe: nothing is cut there.
 _UNBOUNDED = 1_000_000
+#: Columns from which on the list has one line per dead letter.
+_WIDE = 180
 #: Headers that `show` has in better places.
 _TOLD_ELSEWHERE = {wire.HISTORY, wire.TRACEBACK, wire.REASON}
 _STYLES = {"in review": "yellow", "redriving": "cyan", "handled": "green", "discarded": "dim"}
@@ -31,7 +33,7 @@ _STYLES = {"in review": "yellow", "redriving": "cyan", "handled": "green", "disc
 def console() -> Console:
     """Standard output: colours and the terminal's width on a terminal; neither in a pipe."""
     width = None if sys.stdout.isatty() else _UNBOUNDED
-    return Console(width=width, markup=False, highlight=False, emoji=False, soft_wrap=True)
+    return Console(width=width, markup=False, highlight=False, emoji=False)
 
 
 def printable(value: str) -> str:
@@ -61,34 +63,45 @@ def error(row: Summary) -> str:
     return line(f"{row.error_type}: {row.error_message}" if row.error_type else row.reason)
 
 
-def listing(rows: Sequence[Summary]) -> Table:
-    """The table of `ackline dlq list`."""
+def listing(rows: Sequence[Summary], width: int) -> Table:
+    """The table of `ackline dlq list` for *width* columns: what does not fit beside each other is stacked."""
     table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
-    for name, options in (
-        ("ID", {"justify": "right", "no_wrap": True}),
-        ("STATE", {"no_wrap": True}),
-        ("TYPE", {}),
-        ("CONSUMER", {}),
-        ("ATTEMPTS", {"justify": "right", "no_wrap": True}),
-        ("ERROR", {"ratio": 1, "min_width": 20}),
-        ("FIRST FAILED", {"no_wrap": True}),
-        ("RECEIVED", {"no_wrap": True}),
-        ("MESSAGE ID", {}),
-    ):
-        table.add_column(name, **options)
+    if width < _WIDE:
+        for name in ("ID", "STATE", "TYPE\nCONSUMER", "ATTEMPTS"):
+            table.add_column(name, no_wrap=name != "TYPE\nCONSUMER", justify=_justified(name))
+        table.add_column("ERROR\nMESSAGE ID", ratio=1, overflow="fold")
+        table.add_column("FIRST FAILED\nRECEIVED", no_wrap=True)
+        for row in rows:
+            number, state, type_, consumer, attempts, said, failed, received, message_id = _cells(row)
+            about = Text("\n").join([said, message_id])
+            table.add_row(number, state, Text("\n").join([type_, consumer]), attempts, about, f"{failed}\n{received}")
+        return table
+    for name in ("ID", "STATE", "TYPE", "CONSUMER", "ATTEMPTS"):
+        table.add_column(name, no_wrap=True, justify=_justified(name))
+    table.add_column("ERROR", ratio=1, overflow="fold")
+    for name in ("FIRST FAILED", "RECEIVED", "MESSAGE ID"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
-        table.add_row(
-            str(row.id),
-            Text(row.state, style=_STYLES.get(row.state, "")),
-            Text(line(row.type)),
-            Text(line(row.consumer) or "-"),
-            str(row.attempts),
-            Text(error(row)),
-            moment(row.first_failed_at),
-            moment(row.received_at),
-            Text(line(row.message_id)),
-        )
+        table.add_row(*_cells(row))
     return table
+
+
+def _justified(name: str) -> JustifyMethod:
+    return "right" if name in ("ID", "ATTEMPTS") else "left"
+
+
+def _cells(row: Summary) -> tuple[str, Text, Text, Text, str, Text, str, str, Text]:
+    return (
+        str(row.id),
+        Text(row.state, style=_STYLES.get(row.state, "")),
+        Text(line(row.type)),
+        Text(line(row.consumer) or "-"),
+        str(row.attempts),
+        Text(error(row)),
+        moment(row.first_failed_at),
+        moment(row.received_at),
+        Text(line(row.message_id), style="dim"),
+    )
 
 
 def show(to: Console, detail: Detail) -> None:
@@ -156,8 +169,9 @@ def _history(detail: Detail) -> list[str]:
         before = at or before
         which = f"attempt {entry['attempt']}" if entry["attempt"] is not None else "the broker"
         after = f" (redrive {entry['redrive']})" if "redrive" in entry else ""
-        where = f" on {entry['worker']}" if entry["worker"] else ""
-        lines.append(line(f"{entry['at']} {delay:>9}  {which}{after}{where}: {entry['error']}: {entry['message']}"))
+        where = f" on {line(entry['worker'])}" if entry["worker"] else ""
+        what = line(f"{entry['error']}: {entry['message']}")
+        lines.append(f"{line(entry['at'])} {delay:>9}  {which}{after}{where}: {what}")
     return lines
 
 
