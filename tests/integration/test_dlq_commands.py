@@ -25,7 +25,7 @@ from tests.letters import letter, read, worker_headers, worker_properties
 from tests.roles import ROOT, environment, run
 from tests.waiting import until
 
-ACTOR = {"ACKLINE_ACTOR": "ada"}
+ACTOR = "ada"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def store(settings: Settings) -> Iterator[Store]:
 
 def ask(settings: Settings, *arguments: str, code: int = 0) -> str:
     """What `ackline dlq` prints to standard output."""
-    done = run(settings, "dlq", *arguments, **ACTOR)
+    done = run(settings, "dlq", *arguments, ACKLINE_ACTOR=ACTOR)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback (most recent" not in done.stderr
     return done.stdout
@@ -54,7 +54,7 @@ def ask(settings: Settings, *arguments: str, code: int = 0) -> str:
 
 def complaint(settings: Settings, *arguments: str, code: int = 1) -> str:
     """What `ackline dlq` prints to standard error."""
-    done = run(settings, "dlq", *arguments, **ACTOR)
+    done = run(settings, "dlq", *arguments, ACKLINE_ACTOR=ACTOR)
     assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
     assert "Traceback (most recent" not in done.stderr
     return done.stderr
@@ -182,7 +182,9 @@ def test_a_discard_without_a_reason_is_refused(settings: Settings, store: Store,
 def test_retry_waits_for_the_true_outcome(settings: Settings, store: Store) -> None:
     store.ingest([letter("m-1"), letter("m-2"), letter("m-3")])
     command = [sys.executable, "-m", "ackline.infra", "dlq", "retry", "1", "2", "3"]
-    waiting = subprocess.Popen(command, env=environment(settings, **ACTOR), cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    waiting = subprocess.Popen(
+        command, env=environment(settings, ACKLINE_ACTOR=ACTOR), cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     claims = until(lambda: store.claim(10, 30), what="the request")
     items = {claim.dead_letter_id: claim.item_id for claim in claims}
     store.settle([items[1], items[2]], {}, {items[3]: "could not be sent: too large"}, again_in=1)

@@ -8,10 +8,12 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pika
 import psycopg
 import pytest
+from pika.adapters.blocking_connection import BlockingChannel
 from sqlalchemy import make_url
 
 from ackline.dlq import reviewer as reviewer_module
@@ -84,7 +86,7 @@ def publisher(ackline_settings: Settings) -> Iterator[Publisher]:
 
 
 @pytest.fixture
-def channel(ackline_settings: Settings) -> Iterator[pika.adapters.blocking_connection.BlockingChannel]:
+def channel(ackline_settings: Settings) -> Iterator[BlockingChannel]:
     """A client that has nothing of Ackline."""
     connection = pika.BlockingConnection(pika.URLParameters(ackline_settings.broker))
     yield connection.channel()
@@ -110,11 +112,14 @@ def rows(store: Store, count: int, deadline: float = 30) -> list[Summary]:
     )
 
 
-def deliver(channel: pika.adapters.blocking_connection.BlockingChannel, queue: str) -> tuple[int, Trail, bytes]:
+def deliver(channel: BlockingChannel, queue: str) -> tuple[int, Trail, bytes]:
     """The next delivery of *queue*: its tag, what its headers tell, its body. Not acked."""
-    method, properties, body = until(
-        lambda: got if (got := channel.basic_get(queue))[0] is not None else None, what=f"a message in {queue}"
-    )
+
+    def get() -> tuple[Any, Any, bytes] | None:
+        method, properties, body = channel.basic_get(queue)
+        return None if method is None else (method, properties, body or b"")
+
+    method, properties, body = until(get, what=f"a message in {queue}")
     own = Properties.from_wire(b"".join(properties.encode()))
     return method.delivery_tag, wire.trail(own, method.exchange, method.routing_key), body
 
@@ -149,7 +154,7 @@ def test_what_a_worker_gives_up_is_in_review(ackline_settings: Settings, publish
 
 
 def test_what_crashes_a_worker_again_and_again_is_in_review(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
 ) -> None:
     publisher.send(MESSAGES, "order.placed", Properties(message_id="m-1", headers={"x-death": "lies"}), BODY).result(10)
     for _ in range(21):
@@ -314,7 +319,7 @@ def _connections(vhost: Vhost, named: str) -> list[str]:
 
 @pytest.mark.parametrize("queue", [DEAD, UNROUTED])
 def test_a_queue_that_is_deleted_is_there_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel, queue: str
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel, queue: str
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -360,7 +365,7 @@ def test_a_reviewer_that_is_asked_to_stop_has_stored_or_given_back_everything(
 
 
 def test_a_redriven_message_that_a_worker_handles_is_handled(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -377,7 +382,7 @@ def test_a_redriven_message_that_a_worker_handles_is_handled(
 
 
 def test_a_redriven_message_that_fails_again_is_in_review_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -405,7 +410,7 @@ def test_a_redriven_message_whose_consumer_is_gone_is_in_review_again(
 
 
 def test_a_message_whose_headers_leave_no_room_is_in_review_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
 ) -> None:
     full = Properties(message_id="m-1", headers={"padding": "x" * 131_000})
     publisher.send(MESSAGES, "order.placed", full, BODY).result(10)
@@ -420,7 +425,7 @@ def test_a_message_whose_headers_leave_no_room_is_in_review_again(
 
 
 def test_what_was_issued_before_a_crash_is_published_after_it(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -434,7 +439,7 @@ def test_what_was_issued_before_a_crash_is_published_after_it(
 
 
 def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
-    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost, channel: pika.channel.Channel
+    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost, channel: BlockingChannel
 ) -> None:
     count = 600
     with role(ackline_settings, "reviewer") as reviewer:
@@ -446,7 +451,7 @@ def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
         assert _redriven(store, items, ItemState.CONFIRMED) < count, "killed too late to show anything"
         reviewer.start()
         until(lambda: _redriven(store, items, ItemState.CONFIRMED) == count, deadline=60, what="every confirm")
-        sent = set()
+        sent: set[str | None] = set()
         while len(sent) < count:
             _, trail, _ = deliver(channel, "billing")
             sent.add(trail.redrive)
@@ -459,7 +464,7 @@ def _redriven(store: Store, items: dict[int, str], state: ItemState) -> int:
 
 
 def test_an_outcome_that_no_worker_writes_is_counted_and_holds_nobody_up(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: pika.channel.Channel, vhost: Vhost
+    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel, vhost: Vhost
 ) -> None:
     with reviewing(ackline_settings) as reviewer:
         for garbage in (b"", b"\xff", b"[]", b"{}", b'{"event": "handled", "redrive": 5}', b"[" * 100_000):
