@@ -32,6 +32,7 @@ from pika.spec import FRAME_HEADER
 
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.properties import Properties
+from ackline.infra.wire import FRAME_MAX
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +181,8 @@ class Link:
         self.blocked: str | None = None
         #: How often an open connection was lost.
         self.losses = 0
+        #: Bytes of a frame that the broker takes; a larger one closes the connection.
+        self.frame_max = FRAME_MAX
 
     # --- from any thread -------------------------------------------------------------------------------
 
@@ -225,7 +228,7 @@ class Link:
         if not self.on_io_thread:
             self._thread.join(timeout)
             if self._thread.is_alive():  # a broker that does not answer our close
-                self.call(self._loop.stop)
+                self.call(self._abandon)
                 self._thread.join(1.0)
 
     # --- on the I/O thread -----------------------------------------------------------------------------
@@ -262,10 +265,17 @@ class Link:
     def _stop_on_io(self) -> None:
         self._stopping = True
         connection = self._connection
-        if connection is not None and connection.is_open:
-            connection.close()
-        else:
+        if connection is None or connection.is_closed:
             self._loop.stop()
+        elif self.blocked:  # the broker reads nothing from it, so it would not see our close either
+            self._abandon()
+        elif not connection.is_closing:
+            connection.close()
+
+    def _abandon(self) -> None:
+        """Close the socket without a word, so that not even a silent broker leaves it open."""
+        if self._connection is not None and not self._connection.is_closed:
+            self._connection._terminate_stream(AMQPError("closed by us"))
 
     def _connect(self) -> None:
         if self._stopping:
@@ -286,6 +296,7 @@ class Link:
             return
         self._backoff = BACKOFF_FIRST
         self.blocked = None
+        self.frame_max = connection.params.frame_max
         log.info("%s: connected", self.name)
         self._say(None)
         self._on_up(connection)

@@ -18,11 +18,14 @@ I/O thread alone touches the channel and the table of what is in flight.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import struct
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, wait
+from collections.abc import Callable
+from concurrent.futures import Future, InvalidStateError, wait
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -36,7 +39,7 @@ from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.settings import Settings, process_name, settings
 from ackline.infra.table import text
-from ackline.infra.wire import fits_into_a_frame, uuid7
+from ackline.infra.wire import FRAME_MAX, fits_into_a_frame, uuid7
 from ackline.producer.errors import (
     ForkedError,
     MessageTooLarge,
@@ -92,11 +95,15 @@ class _Sending:
     def fail(self, error: PublishError) -> None:
         if not self.future.done():
             error.message_id = self.message_id
-            self.future.set_exception(error)
+            with contextlib.suppress(InvalidStateError):  # cancelled by its owner meanwhile
+                self.future.set_exception(error)
 
     def confirm(self) -> None:
         if not self.future.done():
-            self.future.set_result(self.result)
+            try:  # noqa: SIM105 - the hot path
+                self.future.set_result(self.result)
+            except InvalidStateError:  # cancelled by its owner meanwhile
+                pass
 
 
 class Publisher:
@@ -171,9 +178,7 @@ class Publisher:
         Waits, within *timeout* seconds, while `max_in_flight` messages have no confirm.
         Raises `InvalidMessage` at once for what is no message, `PublishTimeout` when it had to wait too long.
         """
-        properties, body, receipt = self._message(instance, message_id, correlation_id, headers)
-        self._acquire(timeout)
-        return self._enqueue(MESSAGES, receipt.type, properties, body, timeout, receipt, release=True)
+        return self._submit(self._message(instance, message_id, correlation_id, headers), timeout)
 
     async def apublish(
         self,
@@ -185,10 +190,11 @@ class Publisher:
         timeout: float = TIMEOUT,
     ) -> Receipt:
         """`publish` for asyncio: awaits the confirm without holding up the event loop."""
-        properties, body, receipt = self._message(instance, message_id, correlation_id, headers)
-        if not self._window.acquire(blocking=False):
-            await asyncio.to_thread(self._acquire, timeout)
-        future = self._enqueue(MESSAGES, receipt.type, properties, body, timeout, receipt, release=True)
+        made = self._message(instance, message_id, correlation_id, headers)
+        if self._window.acquire(blocking=False):
+            future = self._send_message(made, timeout)
+        else:  # all of it in the thread: a task that is cancelled while it waits must not keep the place it then gets
+            future = await asyncio.to_thread(self._submit, made, timeout)
         return await asyncio.wrap_future(future)
 
     def send(
@@ -203,6 +209,7 @@ class Publisher:
     def _message(
         self, instance: BaseModel, message_id: str | None, correlation_id: str | None, headers: dict[str, Any] | None
     ) -> tuple[Properties, bytes, Receipt]:
+        self._notice_fork()  # before a place is taken in the parent's window
         type_ = type_of(instance)
         receipt = Receipt(message_id or uuid7(), type_)
         try:
@@ -216,9 +223,17 @@ class Publisher:
                 correlation_id=correlation_id,
                 headers=headers,
             )
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, struct.error) as error:
             raise MessageTooLarge(f"The message cannot be sent: {error}.", receipt.message_id) from None
         return properties, encode(instance), receipt
+
+    def _submit(self, made: tuple[Properties, bytes, Receipt], timeout: float) -> Future[Receipt]:
+        self._acquire(timeout)
+        return self._send_message(made, timeout)
+
+    def _send_message(self, made: tuple[Properties, bytes, Receipt], timeout: float) -> Future[Receipt]:
+        properties, body, receipt = made
+        return self._enqueue(MESSAGES, receipt.type, properties, body, timeout, receipt, release=True)
 
     def _acquire(self, timeout: float) -> None:
         if not self._window.acquire(timeout=timeout):
@@ -237,13 +252,12 @@ class Publisher:
         result: Any,
         release: bool,
     ) -> Future[Any]:
-        if self._pid != os.getpid():
-            self._after_fork()
+        self._notice_fork()
         sending = _Sending(exchange, routing_key, properties, body, time.monotonic() + timeout, result)
         if release:
             sending.future.add_done_callback(self._release)
-        if not fits_into_a_frame(properties):
-            sending.fail(MessageTooLarge("Its headers do not fit into an AMQP frame (128 KiB); it was not sent."))
+        if not fits_into_a_frame(properties, self._link.frame_max):
+            sending.fail(_too_large(self._link.frame_max))
         elif self._closed:
             sending.fail(PublisherClosed("The publisher is closed; the message was not sent."))
         else:
@@ -254,15 +268,14 @@ class Publisher:
                 sending.fail(PublisherClosed("The publisher was closed meanwhile; the message was not sent."))
         return sending.future
 
-    def _release(self, future: Future[Any]) -> None:
-        self._window.release()
-
     # --- life ------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
         self._pid = os.getpid()
         self._link = Link(self._url, f"{self._name} {process_name()}", on_up=self._up, on_down=self._down)
-        self._window = threading.Semaphore(self._max_in_flight)
+        window = self._window = threading.Semaphore(self._max_in_flight)
+        # Bound to this window: what a forked child inherits must not make room in the child's own.
+        self._release: Callable[[Future[Any]], None] = lambda _: window.release()
         self._queue: deque[_Sending] = deque()
         self._in_flight: dict[int, _Sending] = {}
         self._channel: Channel | None = None
@@ -274,8 +287,10 @@ class Publisher:
         self._started = False
         self._closed = False
 
-    def _after_fork(self) -> None:
+    def _notice_fork(self) -> None:
         """Begin anew in a forked child: the connection and its thread are the parent's."""
+        if self._pid == os.getpid():
+            return
         with self._start_lock:
             if self._pid == os.getpid():
                 return
@@ -396,9 +411,14 @@ class Publisher:
         if not self._ready or channel is None or self._link.blocked:
             return
         queue = self._queue
+        frame_max = self._link.frame_max
         while queue and not (self._alone and self._in_flight):
             sending = queue.popleft()
             if sending.future.done():
+                continue
+            # Queued before the broker said that it takes smaller frames than usual.
+            if frame_max < FRAME_MAX and not fits_into_a_frame(sending.properties, frame_max):
+                sending.fail(_too_large(frame_max))
                 continue
             self._in_flight[self._next_tag] = sending
             self._next_tag += 1
@@ -473,6 +493,10 @@ class Publisher:
 
     def _why_waiting(self) -> str:
         return self.problem or "RabbitMQ is connected but has not answered."
+
+
+def _too_large(frame_max: int) -> MessageTooLarge:
+    return MessageTooLarge(f"Its headers do not fit into an AMQP frame ({frame_max:,} bytes); it was not sent.")
 
 
 def _unroutable(sending: _Sending) -> Unroutable:
