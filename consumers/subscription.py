@@ -95,7 +95,9 @@ class Subscription:
     def open(self, connection: pika.SelectConnection) -> None:
         """Begin to consume on a new channel of *connection*."""
         if not self._stopping and connection.is_open and self._channel is None:
-            connection.channel(on_open_callback=self._opened)
+            # Known from now on, before it is open: a second one would count its tags from 1 as well.
+            self._channel = connection.channel(on_open_callback=self._opened)
+            self._channel.add_on_close_callback(self._closed)
 
     def lost(self) -> None:
         """The connection is gone: forget the tags."""
@@ -114,9 +116,9 @@ class Subscription:
         self._window = AckWindow()
 
     def _opened(self, channel: Channel) -> None:
-        self._channel = channel
-        self._window = AckWindow()
-        channel.add_on_close_callback(self._closed)
+        if self._stopping:
+            channel.close()
+            return
         channel.add_on_cancel_callback(self._cancelled)
         channel.basic_qos(prefetch_count=self._prefetch)
         self._tag = channel.basic_consume(self.consumer.name, self._on_message, callback=self._began)

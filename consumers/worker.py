@@ -18,10 +18,11 @@ nothing: the message is delivered again. If the connection is lost, tickets of i
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
@@ -80,7 +81,7 @@ class Worker:
             for found in self._consumers
         ]
         self._connection: pika.SelectConnection | None = None
-        self._events: SimpleQueue[str] = SimpleQueue()
+        self._events: SimpleQueue[str | AcklineError] = SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._subscribed = 0
         self._idle = threading.Condition()
@@ -102,8 +103,8 @@ class Worker:
                 if event == "up" and self._apply_topology(fatal=first):
                     first = False
                     self._link.call(self._subscribe)
-                elif event == "refused" and first:
-                    self._link.wait_up(0)
+                elif isinstance(event, AcklineError) and first:
+                    raise event
         finally:
             self._shut_down()
 
@@ -158,7 +159,7 @@ class Worker:
     # --- the consuming I/O thread ----------------------------------------------------------------------
 
     def _refused(self, reason: AcklineError) -> None:
-        self._events.put("refused")
+        self._events.put(reason)
 
     def _up(self, connection: pika.SelectConnection) -> None:
         self._connection = connection
@@ -207,12 +208,16 @@ class Worker:
             settlement = Settlement(reject=True)
         _Settling(self, subscription, ticket, settlement).begin()
 
-    def _call(self, consumer: Consumer, message: BaseModel, context: Context) -> Any:
-        arguments = (message, context) if consumer.takes_context else (message,)
-        if not consumer.is_async:
-            return consumer.handler(*arguments)
-        assert self._loop is not None  # noqa: S101
-        return asyncio.run_coroutine_threadsafe(consumer.handler(*arguments), self._loop).result()
+    def _call(self, consumer: Consumer, message: BaseModel, context: Context) -> None:
+        result = consumer.handler(message, context) if consumer.takes_context else consumer.handler(message)
+        if consumer.is_async:
+            assert self._loop is not None  # noqa: S101
+            error = asyncio.run_coroutine_threadsafe(_error_of(result), self._loop).result()
+            if error is not None:
+                raise error
+        elif inspect.iscoroutine(result):
+            result.close()
+            raise TypeError("the handler returned a coroutine that nobody awaits: declare it with `async def`")
 
     def _start_loop(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -242,6 +247,15 @@ class Worker:
             self._link.later(seconds, function)
 
         self._link.call(on_io)
+
+
+async def _error_of(handling: Awaitable[Any]) -> BaseException | None:
+    """What *handling* raised. As a value: a SystemExit that leaves a task ends the event loop of all handlers."""
+    try:
+        await handling
+    except BaseException as error:
+        return error
+    return None
 
 
 class _Settling:

@@ -6,6 +6,7 @@ server's words (RFC 5321, 4.2.1: a 5yz answer says that the same request will fa
 
 from __future__ import annotations
 
+import contextlib
 import re
 import smtplib
 from email.errors import HeaderParseError, MessageDefect
@@ -23,7 +24,7 @@ from ackline.producer import message
 #: Seconds that the mail server may take for each answer.
 SMTP_TIMEOUT = 10.0
 
-_SPECIAL = r"@\s<>,;:\"()\[\]\x00-\x1f\x7f"
+_SPECIAL = r"@\s<>,;:\\\"()\[\]\x00-\x1f\x7f"
 _ADDRESS = re.compile(rf"[^{_SPECIAL}]+@[^.{_SPECIAL}]+(\.[^.{_SPECIAL}]+)*\Z")
 #: RFC 2047. `email` decodes such words where they stand in a header, and what comes out may be a comma or a line break:
 #: a second recipient, or a header of the writer's choice.
@@ -74,7 +75,7 @@ def send_email(mail: SendEmail, ctx: Context) -> None:
     if configured.smtp_url is None:
         raise ConfigurationError("ACKLINE_SMTP_URL is not set: smtp://host:port of the server that sends mails.")
     try:
-        _send(configured.smtp_url, compose(mail, configured.mail_from, ctx.id))
+        _send(configured.smtp_url, mail.to, compose(mail, configured.mail_from, ctx.id))
     except smtplib.SMTPRecipientsRefused as error:
         _by_code(*next(iter(error.recipients.values())), error)
     except smtplib.SMTPResponseException as error:
@@ -111,13 +112,19 @@ def compose(mail: SendEmail, default_sender: str, id_: str | None) -> EmailMessa
     return composed
 
 
-def _send(url: str, composed: EmailMessage) -> None:
+def _send(url: str, to: str, composed: EmailMessage) -> None:
     parts = urlsplit(url)
     kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
-    with kind(parts.hostname or "127.0.0.1", parts.port or 0, timeout=SMTP_TIMEOUT) as server:
+    server = kind(parts.hostname or "127.0.0.1", parts.port or 0, timeout=SMTP_TIMEOUT)
+    try:
         if parts.username:
             server.login(unquote(parts.username), unquote(parts.password or ""))
         try:
-            server.send_message(composed)
+            server.send_message(composed, to_addrs=[to])
         except (UnicodeEncodeError, smtplib.SMTPNotSupportedError) as error:
             raise Reject(f"the mail server cannot take it: {error}") from error
+    finally:
+        # What the server says to QUIT decides nothing: before it, the mail is either taken or refused.
+        with contextlib.suppress(OSError):
+            server.quit()
+        server.close()

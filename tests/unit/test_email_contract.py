@@ -71,6 +71,8 @@ def test_addresses_of_people_are_taken(address: str) -> None:
         "ada@example..test",
         "ada@.example.test",
         "ada@example.test.",
+        "ada\\@example.test",
+        "ada@example.test\\.evil.test",
         "ada\u2028@example.test",
         "ada\u0085@example.test",
         # RFC 2047 words, which `email` decodes where they stand in a header: "eve@example.test," and so on.
