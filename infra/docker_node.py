@@ -1,8 +1,9 @@
 """RabbitMQ in Docker: one container on loopback ports, its data in a named volume.
 
 The container runs attached (`docker start --attach`) under a guardian. The client forwards SIGTERM to the container, so
-that a starter that is killed leaves no container running, as with a private node. Configuration is copied in, not
-mounted: the daemon may not see this machine's files.
+that a starter that is killed leaves no container running, as with a private node. But it does not wait for the
+container's end: each stop is a `docker stop` first, or RabbitMQ would be killed while it stops. Configuration is copied
+in, not mounted: the daemon may not see this machine's files.
 """
 
 from __future__ import annotations
@@ -87,24 +88,25 @@ class DockerNode(Broker):
     def stop(self) -> None:
         """See `Broker.stop`."""
         if self._client is not None:
+            self._remove_container()
             self._client.stop()
             self._client = None
-            self._remove_container()
 
     def kill(self) -> None:
         """See `Broker.kill`."""
         if self._client is not None:
             _docker("kill", self.name)
+            self._remove_container()
             self._client.stop()
             self._client = None
-            self._remove_container()
 
     def alive(self) -> bool:
         """See `Broker.alive`."""
         return self._client is not None and self._client.exit_code is None
 
     def _remove_container(self) -> None:
-        """Remove the container by force; the named volume, and so the data, stays."""
+        """Stop the container if it runs, and remove it; the named volume, and so the data, stays."""
+        _docker("stop", f"--time={STOP_SECONDS:.0f}", self.name)
         _docker("rm", "--force", self.name)
 
     def _create_container(self) -> None:

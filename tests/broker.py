@@ -85,9 +85,11 @@ class ContainerBroker(Broker):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # testcontainers' own, at import
             from testcontainers.core.container import DockerContainer
-        container: Any = DockerContainer(IMAGE, hostname="ackline")  # its type knows no host address for a port
-        container.with_bind_ports("5672/tcp", ("127.0.0.1", identity.amqp_port))
-        container.with_bind_ports("15672/tcp", ("127.0.0.1", identity.management_port))
+        container: Any = DockerContainer(IMAGE, hostname="ackline")  # `with_bind_ports` knows no host address
+        container.ports = {
+            "5672/tcp": ("127.0.0.1", identity.amqp_port),
+            "15672/tcp": ("127.0.0.1", identity.management_port),
+        }
         container.with_copy_into_container(conf, "/etc/rabbitmq/conf.d/90-ackline.conf")
         denied = advanced_config(deny_deprecated=True).encode()
         container.with_copy_into_container(denied, "/etc/rabbitmq/advanced.config")

@@ -92,6 +92,14 @@ class Up:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def kill_broker(self) -> None:
+        """Kill RabbitMQ as a crash would, wherever it runs."""
+        container = re.search(r"container and volume (\S+)", self.output)
+        if container:
+            subprocess.run(["docker", "kill", container[1]], capture_output=True, check=True)
+        else:
+            os.kill(int((self.data_dir / "rabbitmq" / "pid").read_text()), signal.SIGKILL)
+
     def role_pid(self, role: str) -> int:
         """Process id of *role* itself: the child of its guardian, which is a child of `ackline up`."""
         (guardian,) = [pid for pid, args in _children(self.process.pid) if args.endswith(f"ackline.infra {role}")]
@@ -209,7 +217,7 @@ def test_a_killed_role_comes_back_and_works(up: Up, role: str) -> None:
 def test_a_killed_broker_comes_back_with_what_it_had(up: Up) -> None:
     up.command("sink", "refuse", "later@example.test", "--code", "451")
     up.send("later@example.test")
-    os.kill(int((up.data_dir / "rabbitmq" / "pid").read_text()), signal.SIGKILL)
+    up.kill_broker()
     until(lambda: "The broker is ready again" in up.output, deadline=START_SECONDS, what="the broker to come back")
     up.command("sink", "accept", "later@example.test")
     until(lambda: up.mails() == ["later@example.test"], deadline=60, what="the mail")
