@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ackline.infra.management import Management
@@ -25,6 +26,9 @@ _POLICY_KEYS = {
     )
 } | {"alternate-exchange": "alternate-exchange"}
 
+#: The policies of a vhost by their rank: users' and operators'.
+Policies = Mapping[str, Sequence[Mapping[str, Any]]]
+
 
 def diff(wanted: Topology, management: Management) -> list[str]:
     """Every difference between *wanted* and the live broker, in the order of the topology; empty when there is none.
@@ -38,25 +42,30 @@ def diff(wanted: Topology, management: Management) -> list[str]:
         for found in management.get("bindings/{vhost}")
         if found["destination_type"] == "queue" and found["source"]
     }
+    # By the policies themselves: the API tells no effective definition of exchanges, nor of queues before 4.0.
+    policies = {"policy": management.get("policies/{vhost}")}
+    policies["operator policy"] = management.get("operator-policies/{vhost}")
     return [
-        *_exchange_differences(wanted, exchanges),
-        *_queue_differences(wanted, queues),
+        *_exchange_differences(wanted, exchanges, policies),
+        *_queue_differences(wanted, queues, policies),
         *_binding_differences(wanted, bindings, set(queues)),
     ]
 
 
-def _exchange_differences(wanted: Topology, live: Mapping[str, Any]) -> Iterator[str]:
+def _exchange_differences(wanted: Topology, live: Mapping[str, Any], policies: Policies) -> Iterator[str]:
     for exchange in wanted.exchanges:
         name = f"exchange {exchange.name!r}"
         found = live.get(exchange.name)
         if found is None:
             yield f"{name} is missing; `ackline topology apply` creates it"
             continue
-        declared = {"type": exchange.type, "durable": True, "arguments": exchange.arguments or {}}
+        kept = {"durable": True, "auto_delete": False, "internal": False}
+        declared = {"type": exchange.type, "arguments": exchange.arguments or {}} | kept
         yield from _differences(name, declared, found)
+        yield from _policy_differences(name, exchange.name, ("exchanges",), exchange.arguments or {}, policies)
 
 
-def _queue_differences(wanted: Topology, live: Mapping[str, Any]) -> Iterator[str]:
+def _queue_differences(wanted: Topology, live: Mapping[str, Any], policies: Policies) -> Iterator[str]:
     for queue in wanted.queues:
         name = f"queue {queue.name!r}"
         found = live.get(queue.name)
@@ -65,10 +74,11 @@ def _queue_differences(wanted: Topology, live: Mapping[str, Any]) -> Iterator[st
             continue
         declared = {"durable": True, "auto_delete": False, "arguments": queue.queue_arguments}
         yield from _differences(name, declared, found)
+        yield from _policy_differences(name, queue.name, ("queues", "quorum_queues"), queue.queue_arguments, policies)
 
 
 def _differences(name: str, declared: Mapping[str, Any], found: Mapping[str, Any]) -> Iterator[str]:
-    for key in declared.keys() - {"arguments"}:
+    for key in sorted(declared.keys() - {"arguments"}):
         if found.get(key) != declared[key]:
             yield f"{name} has {key} {found.get(key)!r}, declared {declared[key]!r}; delete it and apply again"
     arguments, live = declared["arguments"], found.get("arguments") or {}
@@ -78,11 +88,29 @@ def _differences(name: str, declared: Mapping[str, Any], found: Mapping[str, Any
                 f"{name} has {key} {_shown(live, key)}, declared {_shown(arguments, key)}; "
                 "a queue or exchange cannot be changed: move its messages, delete it and apply again"
             )
-    policies = " and ".join(repr(found[key]) for key in ("policy", "operator_policy") if found.get(key))
-    for key, value in sorted((found.get("effective_policy_definition") or {}).items()):
-        argument = _POLICY_KEYS.get(key)
-        if argument is not None and arguments.get(argument) != value:
-            yield f"{name}: the policy {policies} sets {key} to {value!r}, declared {_shown(arguments, argument)}"
+
+
+def _policy_differences(
+    name: str, entity: str, kinds: tuple[str, ...], arguments: Mapping[str, Any], policies: Policies
+) -> Iterator[str]:
+    """What the policy and the operator policy in force for *entity* set otherwise than its *arguments*."""
+    for rank, held in policies.items():
+        matching = [policy for policy in held if policy["apply-to"] in ("all", *kinds) and _matches(policy, entity)]
+        if not matching:
+            continue
+        policy = max(matching, key=lambda policy: int(policy["priority"]))
+        for key, value in sorted(policy["definition"].items()):
+            argument = _POLICY_KEYS.get(key)
+            if argument is not None and arguments.get(argument) != value:
+                declared = _shown(arguments, argument)
+                yield f"{name}: the {rank} {policy['name']!r} sets {key} to {value!r}, declared {declared}"
+
+
+def _matches(policy: Mapping[str, Any], entity: str) -> bool:
+    try:
+        return re.search(policy["pattern"], entity) is not None
+    except re.error:  # RabbitMQ's expressions are PCRE, of which Python knows nearly all
+        return False
 
 
 def _shown(arguments: Mapping[str, Any], key: str) -> str:
