@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import socket
 import sys
 
@@ -81,6 +82,9 @@ def gateway(host: str | None, port: int | None) -> None:
     )
     host, port = listening.getsockname()[:2]
     logging.getLogger(__name__).info("listening on http://%s:%s", host, port)
+    # uvicorn raises the signal that stopped it again when it is done: a role that was asked to stop ends with 0.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     uvicorn.Server(config).run(sockets=[listening])
 
 

@@ -1,0 +1,269 @@
+"""The gateway over HTTP: 202 means that the broker has the message, and every refusal is a problem with a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ackline.infra.names import UNROUTED
+from ackline.infra.private_node import PrivateNode
+from ackline.infra.running_broker import Broker
+from ackline.infra.settings import Settings
+from tests.integration.test_publisher import taken
+from tests.roles import RoleProcess, role, run
+from tests.waiting import until
+
+PROBLEM = "application/problem+json"
+MAIL = {"to": "ada@example.test", "subject": "Hello", "body": "From a test"}
+#: Seconds that a request may take at most, the broker's silence included: the confirm's deadline is 5 s.
+IN_TIME = 8.0
+
+
+@contextmanager
+def gateway(settings: Settings, *arguments: str, **variables: str) -> Iterator[httpx.Client]:
+    """A gateway as a process of its own on a free port, and a client of it."""
+    with role(settings, "gateway", "--port", "0", *arguments, **variables) as process:
+        with httpx.Client(base_url=_address(process), timeout=30, trust_env=False) as client:
+            until(lambda: client.get("/readyz").status_code == 200, what="the gateway's connection")
+            yield client
+        assert process.stop() == 0
+        assert "Traceback" not in process.log.read_text()
+
+
+def _address(process: RoleProcess) -> str:
+    found = re.search(r"listening on (http://\S+)", process.log.read_text())
+    assert found is not None
+    return found[1].replace("0.0.0.0", "127.0.0.1")
+
+
+@pytest.fixture
+def client(ackline_settings: Settings) -> Iterator[httpx.Client]:
+    with gateway(ackline_settings, ACKLINE_MAX_BODY_BYTES="10000") as found:
+        yield found
+
+
+def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
+    """The problem that *answer* is, in the shape of RFC 9457."""
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == PROBLEM
+    found: dict[str, Any] = answer.json()
+    assert found["status"] == status
+    assert found["title"]
+    assert found["detail"].endswith(".")
+    return found
+
+
+# --- accepted -----------------------------------------------------------------------------------------
+
+
+def test_an_accepted_message_is_in_the_broker_with_what_the_caller_sent(
+    client: httpx.Client, ackline_settings: Settings
+) -> None:
+    headers = {"X-Correlation-Id": "order-7", "traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    answer = client.post("/v1/messages/email.send", json=MAIL, headers=headers)
+    assert answer.status_code == 202
+    accepted = answer.json()
+    assert accepted == {"id": accepted["id"], "type": "email.send", "state": "waiting"}
+    [(properties, body)] = taken(ackline_settings.broker, UNROUTED)  # the gateway alone declares no consumer's queue
+    assert properties.message_id == accepted["id"]
+    assert (properties.type, properties.correlation_id, properties.delivery_mode) == ("email.send", "order-7", 2)
+    assert properties.headers["traceparent"] == headers["traceparent"]
+    assert b"ada@example.test" in body
+
+
+def test_many_callers_at_once_are_all_answered_and_every_message_is_there(
+    client: httpx.Client, ackline_settings: Settings
+) -> None:
+    with ThreadPoolExecutor(16) as callers:
+        answers = list(callers.map(lambda _: client.post("/v1/messages/email.send", json=MAIL), range(300)))
+    assert {answer.status_code for answer in answers} == {202}
+    ids = {answer.json()["id"] for answer in answers}
+    assert len(ids) == 300
+    assert {properties.message_id for properties, _ in taken(ackline_settings.broker, UNROUTED)} == ids
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", "application/cloudevents+json"]
+)
+def test_every_json_content_type_is_taken(client: httpx.Client, kind: str) -> None:
+    body = b'{"to": "a@b.c", "subject": "s", "body": "b"}'
+    answer = client.post("/v1/messages/email.send", content=body, headers={"Content-Type": kind})
+    assert answer.status_code == 202
+
+
+def test_the_types_are_listed_with_their_schemas(client: httpx.Client) -> None:
+    [listed] = client.get("/v1/types").json()
+    assert listed["type"] == "email.send"
+    assert set(listed["schema"]["required"]) == {"to", "subject", "body"}
+
+
+# --- refused ------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_type_is_named_beside_those_that_there_are(client: httpx.Client) -> None:
+    found = problem(client.post("/v1/messages/no.such", json={}), 404)
+    assert found["detail"] == "There is no message type 'no.such'; this gateway has: email.send."
+
+
+def test_a_body_that_does_not_fit_its_type_is_refused_with_the_fields_that_are_wrong(
+    client: httpx.Client, ackline_settings: Settings
+) -> None:
+    found = problem(client.post("/v1/messages/email.send", json={"to": "nobody", "subject": 7, "extra": 1}), 422)
+    assert {error["field"] for error in found["errors"]} == {"to", "subject", "body", "extra"}
+    assert all(error["message"] for error in found["errors"])
+    assert "nobody" not in str(found), "what a caller sent may be secret"
+    assert taken(ackline_settings.broker, UNROUTED) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"not json", b"\xff\xfe", b"[" * 9_000, b"null", b"[]", b'{"to": NaN}', b'{"to": "\\ud800"}', b"\x00"],
+    ids=lambda body: repr(body[:12]),
+)
+def test_a_body_that_is_no_json_is_refused_in_a_sentence(client: httpx.Client, body: bytes) -> None:
+    answer = client.post("/v1/messages/email.send", content=body, headers={"Content-Type": "application/json"})
+    assert problem(answer, 422)["errors"]
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "json"])
+def test_another_content_type_is_refused_and_named(client: httpx.Client, kind: str) -> None:
+    answer = client.post("/v1/messages/email.send", content=b"{}", headers={"Content-Type": kind})
+    assert problem(answer, 415)["detail"] == f"The body must be application/json, not {kind}."
+
+
+def test_a_body_that_is_too_large_is_refused_whether_its_length_is_announced_or_not(client: httpx.Client) -> None:
+    headers = {"Content-Type": "application/json"}
+    for size, status in ((10_000, 422), (10_001, 413), (100_000, 413)):
+        announced = client.post("/v1/messages/email.send", content=b" " * size, headers=headers)
+        chunks = (b" " * 1_000 for _ in range(size // 1_000))
+        chunked = client.post("/v1/messages/email.send", content=_and(chunks, size % 1_000), headers=headers)
+        for answer in (announced, chunked):
+            found = problem(answer, status)
+            assert status == 422 or found["detail"] == "The body has more than 10,000 bytes (ACKLINE_MAX_BODY_BYTES)."
+    assert client.post("/v1/messages/email.send", json=MAIL).status_code == 202
+
+
+def _and(chunks: Iterator[bytes], rest: int) -> Iterator[bytes]:
+    yield from chunks
+    if rest:
+        yield b" " * rest
+
+
+def test_a_correlation_id_that_amqp_cannot_carry_is_refused_in_a_sentence(client: httpx.Client) -> None:
+    answer = client.post("/v1/messages/email.send", json=MAIL, headers={"X-Correlation-Id": "x" * 256})
+    assert "correlation_id has 256 bytes; AMQP allows 255" in problem(answer, 413)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 404),
+        ("GET", "/v1/nothing", 404),
+        ("POST", "/v1/messages/", 404),
+        ("POST", "/v1/messages/a/b", 404),
+        ("GET", "/v1/messages/email.send", 405),
+        ("DELETE", "/v1/types", 405),
+        ("POST", "/healthz", 405),
+    ],
+)
+def test_a_request_that_leads_nowhere_is_a_problem_too(
+    client: httpx.Client, method: str, path: str, status: int
+) -> None:
+    answer = client.request(method, path)
+    assert f"{method} {path}: " in problem(answer, status)["detail"]
+    assert (status == 405) == ("allow" in answer.headers)
+
+
+def test_with_keys_only_their_holders_publish_and_anybody_may_ask_after_its_health(ackline_settings: Settings) -> None:
+    with gateway(ackline_settings, "--host", "0.0.0.0", ACKLINE_API_KEYS="first-key, schlüssel") as client:
+        for wrong in (
+            {},
+            {"Authorization": "Bearer nope"},
+            {"Authorization": "Basic first-key"},
+            {"Authorization": ""},
+        ):
+            answer = client.post("/v1/messages/email.send", json=MAIL, headers=wrong)
+            assert problem(answer, 401)["detail"] == "This gateway wants a key: Authorization: Bearer KEY."
+            assert answer.headers["www-authenticate"] == "Bearer"
+            problem(client.get("/v1/types", headers=wrong), 401)
+        answer = client.post("/v1/messages/no.such", json={})
+        assert "email.send" not in problem(answer, 401)["detail"], "types are not told to strangers"
+        for right in ("Bearer first-key", "bearer first-key"):
+            headers = {"Authorization": right}
+            assert client.post("/v1/messages/email.send", json=MAIL, headers=headers).status_code == 202
+            assert client.get("/v1/types", headers=headers).status_code == 200
+        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.7"])
+def test_it_does_not_listen_on_other_hosts_behalf_without_keys(ackline_settings: Settings, host: str) -> None:
+    done = run(ackline_settings, "gateway", "--port", "0", "--host", host)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"ackline: The gateway does not listen on {host} without credentials, since any host could publish: "
+        "set ACKLINE_API_KEYS, or ACKLINE_GATEWAY_HOST=127.0.0.1.\n"
+    )
+
+
+# --- the broker is away --------------------------------------------------------------------------------
+
+
+def _unavailable(client: httpx.Client) -> dict[str, Any]:
+    began = time.monotonic()
+    answer = client.post("/v1/messages/email.send", json=MAIL)
+    assert time.monotonic() - began < IN_TIME
+    assert answer.headers["retry-after"] == "2"
+    return problem(answer, 503)
+
+
+def _accepts(client: httpx.Client) -> bool:
+    return client.post("/v1/messages/email.send", json=MAIL).status_code == 202
+
+
+def test_while_the_broker_is_silent_or_away_nothing_is_accepted_and_afterwards_it_goes_on(
+    own_broker: Broker, own_broker_settings: Settings
+) -> None:
+    with gateway(own_broker_settings) as client:
+        assert _accepts(client)
+        if isinstance(own_broker, PrivateNode):
+            os.kill(own_broker.pid, signal.SIGSTOP)
+            try:
+                found = _unavailable(client)
+                assert "RabbitMQ is connected but has not answered. It may have arrived" in found["detail"]
+            finally:
+                os.kill(own_broker.pid, signal.SIGCONT)
+            until(lambda: _accepts(client), what="the broker that goes on")
+        own_broker.stop()
+        until(lambda: client.get("/readyz").status_code == 503, what="the lost connection to be noticed")
+        found = _unavailable(client)
+        assert "The message was not sent." in found["detail"]
+        ready = client.get("/readyz")
+        assert ready.json()["status"] == "not ready"
+        assert "127.0.0.1" in ready.json()["reason"], "it says which broker"
+        assert client.get("/healthz").json() == {"status": "alive"}
+        own_broker.start()
+        until(lambda: client.get("/readyz").status_code == 200, what="the reconnect")
+        assert _accepts(client)
+
+
+def test_it_starts_without_a_broker_and_says_so_to_whoever_asks(tmp_path: Path) -> None:
+    settings = Settings(amqp_url="amqp://a:b@127.0.0.1:1/", data_dir=tmp_path, grace_seconds=1)
+    with (
+        role(settings, "gateway", "--port", "0") as process,
+        httpx.Client(base_url=_address(process), timeout=30, trust_env=False) as client,
+    ):
+        found = _unavailable(client)
+        assert "127.0.0.1:1" in found["detail"]
+        assert client.get("/readyz").status_code == 503
+        assert process.stop() == 0
