@@ -165,10 +165,12 @@ def _judge(properties: Properties, exchange: str, routing_key: str, queue: str) 
         reason = "It was dead-lettered, but not by Ackline, and its x-death header says nothing that can be read."
         return _Verdict(Source.BROKER, "", reason, False, exchange, routing_key, "dead-lettered")
     if death.queue == UNROUTED:
-        return _unrouted(properties, death.exchange, death.routing_key, death)
+        return _unrouted(properties, death.exchange, death.routing_key or routing_key, death)
     error, reason = _reason_of_broker(properties, death)
     trusted = death.exchange == RETURN
-    return _Verdict(Source.BROKER, death.queue, reason, trusted, death.exchange, death.routing_key, error, death.at)
+    return _Verdict(
+        Source.BROKER, death.queue, reason, trusted, death.exchange, death.routing_key or routing_key, error, death.at
+    )
 
 
 def _unrouted(properties: Properties, exchange: str, routing_key: str, death: _Death | None = None) -> _Verdict:

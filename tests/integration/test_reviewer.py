@@ -221,6 +221,32 @@ def test_a_reviewer_killed_in_the_middle_leaves_exactly_one_row_each(
     until(lambda: depth(vhost, DEAD) == 0, what="an empty queue")
 
 
+def test_a_reviewer_killed_between_delivery_and_commit_loses_nothing(
+    ackline_settings: Settings, publisher: Publisher, store: Store
+) -> None:
+    with role(ackline_settings, "reviewer") as reviewer, _locked(ackline_settings):
+        die(publisher, *[f"m-{n}" for n in range(300)])
+        until(lambda: "taking dead letters waits" in reviewer.log.read_text(), what="the reviewer to hold a batch")
+        reviewer.kill()
+    with role(ackline_settings, "reviewer"):
+        found = rows(store, 300)
+    assert {row.duplicates for row in found} == {0}
+
+
+@contextmanager
+def _locked(settings: Settings) -> Iterator[None]:
+    """Keep every other writer from the SQLite database while the block runs."""
+    path = make_url(settings.database).database
+    assert path is not None
+    holder = sqlite3.connect(path, isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        holder.execute("ROLLBACK")
+        holder.close()
+
+
 def test_a_row_that_the_database_refuses_holds_nobody_up_and_is_not_lost(
     ackline_settings: Settings, publisher: Publisher, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,18 +275,13 @@ def test_a_row_that_the_database_refuses_holds_nobody_up_and_is_not_lost(
 def test_while_sqlite_is_locked_the_broker_keeps_everything(
     ackline_settings: Settings, publisher: Publisher, store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = make_url(ackline_settings.database).database
-    assert path is not None
     with reviewing(ackline_settings):
         die(publisher, "m-1")
         rows(store, 1)
-        holder = sqlite3.connect(path, isolation_level=None)
-        holder.execute("BEGIN IMMEDIATE")
-        die(publisher, *[f"m-{n}" for n in range(2, 30)])
-        until(lambda: "taking dead letters waits" in caplog.text, what="the reviewer to notice")
-        assert len(store.page()) == 1
-        holder.execute("ROLLBACK")
-        holder.close()
+        with _locked(ackline_settings):
+            die(publisher, *[f"m-{n}" for n in range(2, 30)])
+            until(lambda: "taking dead letters waits" in caplog.text, what="the reviewer to notice")
+            assert len(store.page()) == 1
         found = rows(store, 29)
     assert {row.duplicates for row in found} == {0}
     assert caplog.text.count("taking dead letters waits: The database") == 1
@@ -308,6 +329,22 @@ def test_a_lost_connection_loses_and_doubles_nothing(
         die(publisher, *[f"m-{n}" for n in range(2, 200)])
         found = rows(store, 199)
     assert len(found) == 199
+    until(lambda: depth(vhost, DEAD) == 0, what="an empty queue")
+
+
+def test_a_connection_lost_while_the_database_is_away_loses_and_doubles_nothing(
+    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with reviewing(ackline_settings), vhost.api() as api:
+        (name,) = until(lambda: _connections(vhost, "reviewer "), what="the reviewer's connection to be shown")
+        with _locked(ackline_settings):
+            die(publisher, *[f"m-{n}" for n in range(100)])
+            until(lambda: "taking dead letters waits" in caplog.text, what="the reviewer to hold a batch")
+            api.delete(f"/api/connections/{name}").raise_for_status()
+            until(lambda: caplog.text.count("consuming ackline.dead") == 2, what="the reviewer to consume again")
+        found = rows(store, 100)
+    assert {row.duplicates for row in found} == {0}
     until(lambda: depth(vhost, DEAD) == 0, what="an empty queue")
 
 

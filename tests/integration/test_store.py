@@ -211,6 +211,14 @@ def test_a_redrive_that_fails_is_in_review_again_with_the_new_error(store: Store
     assert redriving(store, row_id) != item_id
 
 
+def test_a_redriven_message_is_known_by_its_redrive_even_under_another_id(store: Store) -> None:
+    store.ingest([letter("m-1")])
+    row_id = only(store)
+    store.ingest([letter("m-1-again", redrive=redriving(store, row_id), minute=5)])
+    found = store.get(only(store))
+    assert (found.state, found.redrive_count, found.message_id) == ("in review", 1, "m-1")
+
+
 def test_the_dead_letter_of_a_redrive_that_is_delivered_twice_counts_once(store: Store) -> None:
     store.ingest([letter()])
     row_id = only(store)
@@ -323,6 +331,7 @@ def test_a_retry_of_what_is_not_in_review_says_why_not(store: Store) -> None:
 
 
 def test_a_redrive_sends_on_what_was_published_and_sets_aside_what_would_lose_it(store: Store) -> None:
+    original = {"exchange": MESSAGES, "routing_key": "order.placed", "reply_to": "answers"}
     properties = Properties(
         message_id="m-1",
         type="order.placed",
@@ -330,8 +339,7 @@ def test_a_redrive_sends_on_what_was_published_and_sets_aside_what_would_lose_it
         correlation_id="c-1",
         timestamp=10**13,
         expiration="5000",
-        headers=worker_headers()
-        | {"mine": "kept", "x-death": [{"queue": "billing", "exchange": MESSAGES}], "CC": ["q"]},
+        headers=worker_headers() | {wire.ORIGINAL: original} | {"mine": "kept", "x-delivery-count": 3, "CC": ["q"]},
     )
     dead = read(properties)
     store.ingest([dead])
@@ -348,10 +356,12 @@ def test_a_redrive_sends_on_what_was_published_and_sets_aside_what_would_lose_it
     assert (sent.message_id, sent.type, sent.content_type) == (b"m-1", b"order.placed", b"text/plain")
     assert (sent.correlation_id, sent.timestamp, sent.expiration, sent.delivery_mode) == (b"c-1", 10**13, None, 2)
     assert sent.headers.text("mine") == "kept"
-    assert not {b"x-death", b"CC", b"ackline-history", b"ackline-reason"} & set(sent.headers.names())
+    assert not {b"x-delivery-count", b"CC", b"ackline-history", b"ackline-reason"} & set(sent.headers.names())
     trail = wire.trail(sent, RETURN, "billing")
     assert (trail.consumer, trail.attempt, trail.redrive, trail.history) == ("billing", 1, item_id, ())
     assert trail.set_aside.text("expiration") == "5000"
+    assert trail.set_aside.text("reply_to") == "answers", "set aside when it was first published again"
+    assert (trail.exchange, trail.routing_key) == (MESSAGES, "order.placed")
 
 
 def test_a_message_without_an_id_is_redriven_under_the_id_of_its_row(store: Store) -> None:

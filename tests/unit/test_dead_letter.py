@@ -121,6 +121,11 @@ def test_an_unrouted_message_that_expired_before_it_was_read_is_still_unrouted()
     assert gone.consumer == "ghost"
 
 
+def test_an_x_death_without_a_routing_key_leaves_that_of_the_delivery() -> None:
+    found = dead_by_broker([{"queue": "billing", "reason": "expired", "exchange": MESSAGES, "routing-keys": "lies"}])
+    assert (found.routing_key, found.exchange) == ("order.placed", MESSAGES)
+
+
 @pytest.mark.parametrize(
     "lie",
     ["lies", {"queue": "billing"}, [], ["a", 1], [{"queue": 5}], [{}], None, True, [[[]]], b"\xff", [None]],
