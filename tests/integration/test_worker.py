@@ -26,7 +26,7 @@ from ackline.consumers.subscription import Subscription, Ticket
 from ackline.consumers.worker import Worker
 from ackline.infra import wire
 from ackline.infra.link import BrokerRefused, Link
-from ackline.infra.names import DEAD, MESSAGES
+from ackline.infra.names import DEAD, MESSAGES, OUTCOMES, RETURN
 from ackline.infra.ports import LOOPBACK, free_port
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings, process_name
@@ -355,6 +355,21 @@ def test_a_message_is_not_acked_before_what_its_handler_published_is_confirmed(
         assert client.ready("accounting") == 0
 
 
+def test_a_message_is_not_acked_before_all_that_follows_from_it_is_confirmed(
+    vhost: Vhost, client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    def charge(order: Ordered, ctx: Context) -> None:
+        ctx.publish(Paid(number=order.number))
+
+    declare(vhost.amqp_url, [ConsumerQueue("accounting", ("test.worker.paid",))])
+    with working(vhost.amqp_url, consumer_of("billing", charge, Ordered), grace_seconds=0.2):
+        client.delete_exchange(OUTCOMES)  # where it reports that a redriven message was handled
+        client.publish(RETURN, "billing", b"{}", type=TYPE, headers={wire.REDRIVE: "r-1"})
+        until(lambda: client.ready("accounting") >= 1, what="what the handler published")
+        until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
+    until(lambda: client.ready("billing") == 1, what="the message, which the worker gave back unacked")
+
+
 # --- stopping ----------------------------------------------------------------------------------------------
 
 
@@ -493,6 +508,34 @@ def test_connections_closed_in_the_middle_lose_nothing(
     assert caplog.text.count("CONNECTION_FORCED - Closed via management plugin") == named
     assert "the channel of" not in caplog.text, "the broker found fault with an ack"
     assert sum(seen.values()) - count <= 50
+
+
+def test_a_handler_that_outlives_its_connection_does_not_ack_what_came_after_it(
+    vhost: Vhost, client: Client, publisher: Publisher
+) -> None:
+    gates = [threading.Event(), threading.Event()]
+    begun: list[threading.Event] = []
+    ended: list[threading.Event] = []
+
+    def charge(order: Ordered) -> None:
+        gate = gates[len(begun)]
+        begun.append(gate)
+        gate.wait(30)
+        ended.append(gate)
+
+    with working(vhost.amqp_url, consumer_of("billing", charge, Ordered), concurrency=2, prefetch=1, grace_seconds=0.1):
+        publisher.publish(Ordered())
+        until(lambda: begun)
+        until(lambda: _connections(vhost, "worker consumes"), what="the connection to be listed")
+        _close(vhost, _connections(vhost, "worker consumes"))
+        until(lambda: len(begun) == 2, what="the message to be delivered again")
+        gates[0].set()  # its delivery had the tag 1 as well, on a channel that is no more
+        until(lambda: ended)
+        publisher.publish(Ordered())
+        # With the first one acked by mistake, the prefetch of 1 would let the second one through.
+        assert client.ready("billing") == 1
+    until(lambda: client.ready("billing") == 2, what="the message whose second handling did not end")
+    gates[1].set()
 
 
 def test_a_subscription_that_is_opened_while_it_opens_consumes_once(vhost: Vhost, client: Client) -> None:

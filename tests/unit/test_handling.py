@@ -248,6 +248,7 @@ def test_a_parked_message_that_is_due_or_nearly_so_is_handled() -> None:
         settlement = _returned(headers=headers, tries=tries, raises=ValueError("no"))
         assert tries[0][1].attempt == 2
         assert wire.DUE not in _headers(settlement)
+        assert wire.DUE not in _headers(_returned(headers=headers, raises=Reject("no")))
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), RecursionError("too deep"), MemoryError()])
