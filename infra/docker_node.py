@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ackline.infra.guardian import Guarded
 from ackline.infra.node_config import advanced_config, definitions_with_user, rabbitmq_conf
-from ackline.infra.node_identity import settle_identity
+from ackline.infra.node_identity import NodeIdentity, settle_identity
 from ackline.infra.private_node import lock_file, wait_for_folder
 from ackline.infra.running_broker import STOP_SECONDS, Broker, BrokerUnavailable, wait_until_ready
 
@@ -55,9 +55,9 @@ class DockerNode(Broker):
         self._client: Guarded | None = None
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         wait_for_folder(self._folder)
-        self.name = f"ackline-{hashlib.sha256(os.fsencode(self._folder)).hexdigest()[:12]}"
-        self._remove_container()  # what a starter that was killed may have left holds the ports
-        self._identity, self._notes = settle_identity(self._folder)
+        # What a starter that was killed may have left holds the ports: it goes before they are looked at.
+        self._identity, self._notes = settle_identity(self._folder, before=lambda kept: _remove(_name(kept)))
+        self.name = _name(self._identity)
         self.amqp_url = self._identity.amqp_url
         self.management_url = self._identity.management_url
         self.description = f"RabbitMQ in Docker, {IMAGE} ({why})."
@@ -68,7 +68,7 @@ class DockerNode(Broker):
         if self.alive():
             return
         wait_for_folder(self._folder)
-        self._remove_container()
+        _remove(self.name)
         self._create_container()
         client = self._client = Guarded(
             ["docker", "start", "--attach", self.name],
@@ -88,7 +88,7 @@ class DockerNode(Broker):
     def stop(self) -> None:
         """See `Broker.stop`."""
         if self._client is not None:
-            self._remove_container()
+            _remove(self.name)
             self._client.stop()
             self._client = None
 
@@ -96,18 +96,13 @@ class DockerNode(Broker):
         """See `Broker.kill`."""
         if self._client is not None:
             _docker("kill", self.name)
-            self._remove_container()
+            _remove(self.name)
             self._client.stop()
             self._client = None
 
     def alive(self) -> bool:
         """See `Broker.alive`."""
         return self._client is not None and self._client.exit_code is None
-
-    def _remove_container(self) -> None:
-        """Stop the container if it runs, and remove it; the named volume, and so the data, stays."""
-        _docker("stop", f"--time={STOP_SECONDS:.0f}", self.name)
-        _docker("rm", "--force", self.name)
 
     def _create_container(self) -> None:
         ports = {self._identity.amqp_port: 5672, self._identity.management_port: 15672}
@@ -143,6 +138,20 @@ class DockerNode(Broker):
                 member.size, member.mode = len(content), 0o644
                 tar.addfile(member, io.BytesIO(content))
         return archive.getvalue()
+
+
+def _name(identity: NodeIdentity) -> str:
+    """The name of the container and of the volume: made from a secret of the folder, not from its path.
+
+    A folder that is deleted and made again has another password, and so must not meet the old volume.
+    """
+    return f"ackline-{hashlib.sha256(identity.cookie.encode()).hexdigest()[:12]}"
+
+
+def _remove(name: str) -> None:
+    """Stop the container if it runs, and remove it; the named volume, and so the data, stays."""
+    _docker("stop", f"--time={STOP_SECONDS:.0f}", name)
+    _docker("rm", "--force", name)
 
 
 def docker_refusal() -> str | None:
