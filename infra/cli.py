@@ -5,9 +5,11 @@ Only the entry point of the command that runs is loaded, so `ackline publish` do
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
+from pathlib import Path
 
 import click
 
@@ -66,3 +68,10 @@ def main() -> None:
     except BrokenPipeError:  # `ackline dlq list | head`
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        named = isinstance(error.filename, str)
+        where = str(Path(error.filename).parent) if named else "A file system, that of ACKLINE_DATA_DIR or of a log,"
+        print(f"ackline: {where} is full: free space there and try again.", file=sys.stderr)
+        sys.exit(1)

@@ -358,6 +358,8 @@ def mail_server(url: str) -> Said:
                 server.login(unquote(parts.username), unquote(parts.password or ""))
     except smtplib.SMTPAuthenticationError:
         yield State.FAULT, f"{where} refuses the user {unquote(parts.username or '')!r}: correct ACKLINE_SMTP_URL."
+    except smtplib.SMTPNotSupportedError:
+        yield State.FAULT, f"{where} takes no user and password: leave them out of ACKLINE_SMTP_URL."
     except (smtplib.SMTPException, OSError) as error:
         said = getattr(error, "strerror", None) or str(error) or type(error).__name__
         yield State.FAULT, f"{where} does not answer as a mail server ({said}): start it, or correct ACKLINE_SMTP_URL."
@@ -375,7 +377,8 @@ def gateway_port(host: str, port: int) -> Said:
         if error.errno == errno.EADDRINUSE and _is_gateway(f"http://{where}"):
             yield State.OK, f"A gateway answers at {where}."
         else:
-            yield State.FAULT, f"A gateway cannot listen on {where} ({error.strerror}): choose ACKLINE_GATEWAY_PORT."
+            why = str(error.strerror).partition(" (")[0]  # Python adds the address, which is there already
+            yield State.FAULT, f"A gateway cannot listen on {where} ({why}): choose ACKLINE_GATEWAY_PORT."
     else:
         yield State.OK, f"None runs at {where}; the port is free."
 

@@ -111,8 +111,10 @@ def explain(error: BaseException, url: str) -> AcklineError:
             f"RabbitMQ at {where} refused the user {unquote(parts.username or 'guest')!r}: "
             "wrong user or password in ACKLINE_AMQP_URL."
         )
-    if isinstance(cause, ProbableAccessDeniedError) or (
-        isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in (403, 530)
+    if (
+        isinstance(cause, ProbableAccessDeniedError)
+        or (isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in (403, 530))
+        or "NOT_ALLOWED" in str(cause)
     ):
         vhost = unquote(parts.path[1:]) or "/"
         return BrokerRefused(

@@ -16,7 +16,7 @@ from kombu import Connection, Exchange, Queue, binding
 from kombu.exceptions import OperationalError
 
 from ackline.infra.errors import AcklineError, ConfigurationError
-from ackline.infra.link import BrokerRefused, BrokerUnreachable, parameters, shown
+from ackline.infra.link import explain, parameters
 from ackline.infra.names import DEAD, MESSAGES, OUTCOMES, RESERVED_PREFIX, RETRY_TIERS, RETURN, UNROUTED
 
 #: Deliveries of one message before the broker dead-letters it. Without a limit a message that kills its worker does so
@@ -137,19 +137,17 @@ def declare(url: str, consumers: Iterable[ConsumerQueue] = ()) -> Topology:
     create something that is missing, `BrokerRefused` and `BrokerUnreachable` when there is no connection to be had.
     """
     parameters(url, "topology")  # says clearly what is wrong with a URL
-    parts = urlsplit(url)
-    where = f"{parts.hostname}:{parts.port or 5672}"
     try:
-        with Connection(url, connect_timeout=5, ssl=parts.scheme == "amqps") as connection:
+        with Connection(url, connect_timeout=5, ssl=urlsplit(url).scheme == "amqps") as connection:
             connection.connect()
             wanted = topology(consumers, broker_version=str(connection.connection.server_properties["version"]))
             for entity in (*wanted.exchanges, *wanted.queues):
                 _declare(connection, entity)
             return wanted
     except (AccessRefused, NotAllowed) as error:
-        raise BrokerRefused(f"RabbitMQ refuses {shown(url)}: {error.reply_text}.") from None
+        raise explain(error, url) from None
     except (OperationalError, *connection_errors()) as error:
-        raise BrokerUnreachable(f"RabbitMQ at {where} cannot be reached: {error or type(error).__name__}.") from None
+        raise explain(error.__cause__ or error, url) from None
 
 
 def connection_errors() -> tuple[type[Exception], ...]:

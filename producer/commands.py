@@ -94,6 +94,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
     except OSError as error:
+        why = str(error.strerror).partition(" (")[0]  # Python adds the address, which is there already
         raise ConfigurationError(
-            f"The gateway cannot listen on {host}:{port}: {error.strerror}. Choose another with ACKLINE_GATEWAY_PORT."
+            f"The gateway cannot listen on {host}:{port}: {why}. Choose another with ACKLINE_GATEWAY_PORT."
         ) from None
