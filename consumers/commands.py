@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 import click
 
 from ackline.consumers.consumer import load_consumers
@@ -11,6 +9,7 @@ from ackline.consumers.worker import Worker
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.logs import configure_logging
 from ackline.infra.settings import settings
+from ackline.infra.stopping import stop_on_signal
 
 
 @click.command()
@@ -46,12 +45,5 @@ def worker(names: str | None, concurrency: int | None, prefetch: int | None) -> 
         prefetch=prefetch or configured.prefetch,
         grace_seconds=configured.grace_seconds,
     )
-
-    def on_signal(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        role.stop()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    stop_on_signal(role.stop)
     role.run()

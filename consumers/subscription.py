@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pika
 from pika.channel import Channel
 
-from ackline.consumers.acks import STRAGGLER_SECONDS, AckWindow
+from ackline.consumers.answers import Answers
 from ackline.consumers.consumer import Consumer
 from ackline.consumers.handling import Delivery
 from ackline.infra.link import Link
@@ -53,11 +53,10 @@ class Subscription:
         self._consuming = consuming
         self._channel: Channel | None = None
         self._tag: str | None = None
-        self._window = AckWindow()
+        self._answers: Answers | None = None
         self._generation = 0
-        self._answers: deque[tuple[str, Ticket]] = deque()
+        self._given: deque[tuple[Callable[[Answers, int], None], Ticket]] = deque()
         self._woken = False
-        self._watching = False
         self._stopping = False
         self._missing = False
 
@@ -65,27 +64,22 @@ class Subscription:
 
     def finish(self, ticket: Ticket) -> None:
         """Ack this delivery."""
-        self._answer("ack", ticket)
+        self._answer(Answers.ack, ticket)
 
     def reject(self, ticket: Ticket) -> None:
         """Have the broker dead-letter this delivery."""
-        self._answer("reject", ticket)
+        self._answer(Answers.reject, ticket)
 
     def give_back(self, ticket: Ticket) -> None:
         """Return this delivery, which was not begun, to its queue. Counts as no attempt."""
-        self._answer("give back", ticket)
+        self._answer(Answers.give_back, ticket)
 
     def is_current(self, ticket: Ticket) -> bool:
         """Whether the broker still waits for an answer on this ticket; otherwise it delivers the message again."""
         return ticket.generation == self._generation
 
-    @property
-    def unsettled(self) -> int:
-        """Deliveries that the broker waits for, answers on their way included."""
-        return self._window.unsettled if self._channel is not None else 0
-
-    def _answer(self, how: str, ticket: Ticket) -> None:
-        self._answers.append((how, ticket))
+    def _answer(self, how: Callable[[Answers, int], None], ticket: Ticket) -> None:
+        self._given.append((how, ticket))
         if not self._woken:
             self._woken = True
             self._link.call(self._flush)
@@ -98,6 +92,7 @@ class Subscription:
             # Known from now on, before it is open: a second one would count its tags from 1 as well.
             self._channel = connection.channel(on_open_callback=self._opened)
             self._channel.add_on_close_callback(self._closed)
+            self._answers = Answers(self._link, self._channel)
 
     def lost(self) -> None:
         """The connection is gone: forget the tags."""
@@ -113,7 +108,7 @@ class Subscription:
         self._generation += 1
         self._channel = None
         self._tag = None
-        self._window = AckWindow()
+        self._answers = None
 
     def _opened(self, channel: Channel) -> None:
         if self._stopping:
@@ -156,7 +151,8 @@ class Subscription:
         self._link.later(REOPEN_SECONDS if self._missing else 0.1, lambda: self.open(connection))
 
     def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        self._window.delivered(method.delivery_tag)
+        if self._answers is not None:
+            self._answers.delivered(method.delivery_tag)
         ticket = Ticket(self._generation, method.delivery_tag)
         if self._stopping:
             self.give_back(ticket)
@@ -166,45 +162,19 @@ class Subscription:
     def flush(self) -> None:
         """Send every answer now, without waiting for a run."""
         self._flush()
-        for _ in range(2):  # what is new becomes a straggler at the first look
-            self._ack(self._window.stragglers())
+        if self._answers is not None:
+            self._answers.send_all()
 
     def _flush(self) -> None:
         """Send the answers that have come together."""
         self._woken = False
-        window = self._window
-        while self._answers:
-            how, (generation, tag) = self._answers.popleft()
-            channel = self._channel
-            if generation != self._generation or channel is None or not channel.is_open:
-                continue  # the broker has taken the delivery back already
-            if how == "ack":
-                window.finish(tag)
-                continue
-            if how == "reject":
-                channel.basic_reject(tag, requeue=False)
-            else:
-                channel.basic_nack(tag, requeue=True)  # on 4.3 a reject would count towards the delivery limit
-            window.settle(tag)
-        if self._channel is not None and self._channel.is_open:
-            run = window.run()
-            if run is not None:
-                self._channel.basic_ack(run, multiple=True)
-            if window.waiting and not self._watching:
-                self._watching = True
-                self._link.later(STRAGGLER_SECONDS, self._ack_stragglers)
-
-    def _ack_stragglers(self) -> None:
-        self._watching = False
-        self._ack(self._window.stragglers())
-        if self._window.waiting:
-            self._watching = True
-            self._link.later(STRAGGLER_SECONDS, self._ack_stragglers)
-
-    def _ack(self, tags: list[int]) -> None:
-        if self._channel is not None and self._channel.is_open:
-            for tag in tags:
-                self._channel.basic_ack(tag)
+        answers = self._answers
+        while self._given:
+            how, ticket = self._given.popleft()
+            if answers is not None and self.is_current(ticket):  # else the broker has taken it back already
+                how(answers, ticket.tag)
+        if answers is not None:
+            answers.send()
 
 
 def _name(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -22,6 +21,7 @@ from ackline.infra import database
 from ackline.infra.errors import AcklineError
 from ackline.infra.logs import configure_logging
 from ackline.infra.settings import Settings, settings
+from ackline.infra.stopping import stop_on_signal
 from ackline.infra.tables import OPEN_ITEM_STATES, DeadLetterState, ItemState
 
 #: Exit code of `retry` when nothing failed, but something is still under way.
@@ -43,14 +43,7 @@ def reviewer() -> None:
     database.upgrade(configured.database)
     engine = database.connect(configured.database)
     role = Reviewer(url, engine, grace_seconds=configured.grace_seconds)
-
-    def on_signal(number: int, frame: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        role.stop()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    stop_on_signal(role.stop)
     try:
         role.run()
     finally:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pika
 from pika.channel import Channel
 
-from ackline.consumers.acks import STRAGGLER_SECONDS, AckWindow
+from ackline.consumers.answers import Answers
 from ackline.infra.errors import AcklineError
 from ackline.infra.link import BrokerUnreachable, Link
 from ackline.infra.properties import Properties
@@ -64,9 +64,8 @@ class Feed:
         # The I/O thread's own:
         self._generation = 0
         self._channel: Channel | None = None
-        self._window = AckWindow()
+        self._answers: Answers | None = None
         self._consuming = 0
-        self._watching = False
         self._again_in = _AGAIN_FIRST
 
     # --- from the reviewer's thread --------------------------------------------------------------------
@@ -174,7 +173,7 @@ class Feed:
         """The channel is gone: its tags mean nothing any more."""
         self._generation += 1
         self._channel = None
-        self._window = AckWindow()
+        self._answers = None
         self._consuming = 0
 
     def _begin_again(self, connection: pika.SelectConnection, wait: float) -> None:
@@ -188,7 +187,7 @@ class Feed:
 
     def _opened(self, channel: Channel) -> None:
         self._channel = channel
-        self._window = AckWindow()
+        self._answers = Answers(self._link, channel)
         channel.add_on_close_callback(self._closed)
         channel.add_on_cancel_callback(self._cancelled)
         channel.basic_qos(prefetch_count=self._prefetch)
@@ -222,9 +221,9 @@ class Feed:
         self._again_in = min(self._again_in * 2, _AGAIN_MOST)
 
     def _on_message(self, queue: str, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        if channel is not self._channel:
+        if channel is not self._channel or self._answers is None:
             return
-        self._window.delivered(method.delivery_tag)
+        self._answers.delivered(method.delivery_tag)
         arrival = Arrival(
             self._generation, method.delivery_tag, queue, method.exchange, method.routing_key, properties, body
         )
@@ -233,38 +232,17 @@ class Feed:
             with self._changed:
                 self._changed.notify_all()
 
-    def _usable(self, generation: int) -> Channel | None:
-        current = generation == self._generation and self._channel is not None and self._channel.is_open
-        return self._channel if current else None
-
     def _ack(self, tickets: list[tuple[int, int]]) -> None:
-        for generation, tag in tickets:
-            if self._usable(generation):
-                self._window.finish(tag)
-        run = self._window.run()
-        if run is not None and self._channel is not None:
-            self._channel.basic_ack(run, multiple=True)
-        if self._window.waiting and not self._watching:
-            self._watching = True
-            self._link.later(STRAGGLER_SECONDS, self._ack_stragglers)
-
-    def _ack_stragglers(self) -> None:
-        self._watching = False
-        self._ack_each(self._window.stragglers())
-        if self._window.waiting:
-            self._watching = True
-            self._link.later(STRAGGLER_SECONDS, self._ack_stragglers)
-
-    def _ack_each(self, tags: list[int]) -> None:
-        if self._channel is not None and self._channel.is_open:
-            for tag in tags:
-                self._channel.basic_ack(tag)
+        if self._answers is not None:
+            for generation, tag in tickets:
+                if generation == self._generation:
+                    self._answers.ack(tag)
+            self._answers.send()
 
     def _nack(self, tickets: list[tuple[int, int]]) -> None:
         for generation, tag in tickets:
-            if (channel := self._usable(generation)) is not None:
-                channel.basic_nack(tag, requeue=True)
-                self._window.settle(tag)
+            if self._answers is not None and generation == self._generation:
+                self._answers.give_back(tag)
 
     def _cancel(self) -> None:
         if self._channel is not None and self._channel.is_open:
@@ -272,8 +250,7 @@ class Feed:
                 self._channel.basic_cancel(tag)
 
     def _give_back_everything(self) -> None:
-        if self._channel is not None and self._channel.is_open:
-            for _ in range(2):  # what is new becomes a straggler at the first look
-                self._ack_each(self._window.stragglers())
+        if self._channel is not None and self._channel.is_open and self._answers is not None:
+            self._answers.send_all()
             # A close would count as a delivery for each that is unacked; on 4.3 a nack does not.
             self._channel.basic_nack(0, multiple=True, requeue=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import smtplib
+import ssl
 from email.errors import HeaderParseError, MessageDefect
 from email.message import EmailMessage
 from email.utils import formatdate
@@ -114,8 +115,12 @@ def compose(mail: SendEmail, default_sender: str, id_: str | None) -> EmailMessa
 
 def _send(url: str, to: str, composed: EmailMessage) -> None:
     parts = urlsplit(url)
-    kind = smtplib.SMTP_SSL if parts.scheme == "smtps" else smtplib.SMTP
-    server = kind(parts.hostname or "127.0.0.1", parts.port or 0, timeout=SMTP_TIMEOUT)
+    where = (parts.hostname or "127.0.0.1", parts.port or 0)
+    server: smtplib.SMTP
+    if parts.scheme == "smtps":  # smtplib by itself would take any certificate
+        server = smtplib.SMTP_SSL(*where, timeout=SMTP_TIMEOUT, context=ssl.create_default_context())
+    else:
+        server = smtplib.SMTP(*where, timeout=SMTP_TIMEOUT)
     try:
         if parts.username:
             server.login(unquote(parts.username), unquote(parts.password or ""))
