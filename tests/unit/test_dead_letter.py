@@ -82,6 +82,12 @@ def test_a_crash_after_retries_keeps_the_history_that_came_through_the_return_ex
     assert found.reason.startswith("It crashed or lost its worker too often")
 
 
+def test_a_broker_that_was_deceived_still_says_which_queue_it_was() -> None:
+    # 3.10.8 keeps the exchange of a forged entry for the same queue and reason: the headers then look like Ackline's.
+    found = dead_by_broker([death("billing", "delivery_limit", RETURN, "billing")], **worker_headers("shipping"))
+    assert found.consumer == "billing"
+
+
 @pytest.mark.parametrize(
     ("reason", "more", "says"),
     [
