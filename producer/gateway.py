@@ -203,9 +203,12 @@ def _unavailable(detail: str) -> Refusal:
 async def _body(request: Request) -> bytes:
     """The request's body, read no further than the configured bound."""
     most = request.app.state.settings.max_body_bytes
-    content_type = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    # It must be said: a web page may send a body without a type to any address, this machine's own included, but one
+    # that says JSON only where CORS permits it.
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" and not content_type.endswith("+json"):
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The body must be application/json, not {content_type}.")
+        named = content_type or "without a content type"
+        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The body must be application/json, not {named}.")
     body = bytearray()
     async for chunk in request.stream():
         body += chunk

@@ -141,6 +141,12 @@ def test_another_content_type_is_refused_and_named(client: httpx.Client, kind: s
     assert problem(answer, 415)["detail"] == f"The body must be application/json, not {kind}."
 
 
+def test_a_body_without_a_content_type_is_refused(client: httpx.Client) -> None:
+    # A web page may send such a one to any address without being asked by CORS.
+    answer = client.post("/v1/messages/email.send", content=b"{}")
+    assert problem(answer, 415)["detail"] == "The body must be application/json, not without a content type."
+
+
 def test_a_body_that_is_too_large_is_refused_whether_its_length_is_announced_or_not(client: httpx.Client) -> None:
     headers = {"Content-Type": "application/json"}
     for size, status in ((10_000, 422), (10_001, 413), (100_000, 413)):
