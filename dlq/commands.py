@@ -24,6 +24,8 @@ from ackline.infra.settings import Settings, settings
 from ackline.infra.stopping import stop_on_signal
 from ackline.infra.tables import OPEN_ITEM_STATES, DeadLetterState, ItemState
 
+#: What `list --state` takes besides a state.
+ALL_STATES = "all"
 #: Exit code of `retry` when nothing failed, but something is still under way.
 STILL_UNDER_WAY = 3
 #: Seconds between looks for outcomes.
@@ -60,7 +62,9 @@ def dlq() -> None:
 
 @dlq.command("list")
 @click.option(
-    "--state", type=click.Choice([state.value for state in DeadLetterState]), help="Only those in this state."
+    "--state",
+    type=click.Choice([*(state.value for state in DeadLetterState), ALL_STATES]),
+    help="Those in this state.  [default: in review and redriving, which wait for an end]",
 )
 @click.option("--consumer", help="Only those of this consumer; '' for those that no consumer takes.")
 @click.option("--type", "type_", help="Only messages of this type.")
@@ -72,7 +76,7 @@ def list_(
 ) -> None:
     """List dead letters, the latest first."""
     store = _store(settings())
-    rows = store.page(states=[state] if state else (), consumer=consumer, type=type_, before=before, limit=limit)
+    rows = store.page(states=_states(state), consumer=consumer, type=type_, before=before, limit=limit)
     if as_json:
         for row in rows:
             print(json.dumps(display.summary_json(row), ensure_ascii=False))
@@ -84,6 +88,13 @@ def list_(
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     more = f" More: --before {rows[-1].id}." if len(rows) == limit else ""
     print(f"{told}.{more}", file=sys.stderr)
+
+
+def _states(chosen: str | None) -> tuple[str, ...]:
+    """The states that `--state` names; none stands for all of them."""
+    if chosen is None:
+        return (DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING)
+    return () if chosen == ALL_STATES else (chosen,)
 
 
 @dlq.command()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, and_, exists, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, exists, insert, or_, select, update
 
 from ackline.dlq.audit import REVIEWER, record
 from ackline.dlq.errors import NoSuchDeadLetter, Refused
@@ -21,8 +21,8 @@ from ackline.dlq.lifecycle import applied_at, handled_flag
 from ackline.dlq.outcome import Outcome
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
+    IS_UNSENT,
     OPEN_ITEM_STATES,
-    UNSENT_ITEM_STATES,
     DeadLetterState,
     ItemState,
     dead_letters,
@@ -141,12 +141,17 @@ def _claim_row(connection: Connection, row_id: int, consumer: str, item_id: str)
 
 def _to_send(at: datetime) -> ColumnElement[bool]:
     items = redrive_items.c
-    return and_(items.state.in_(UNSENT_ITEM_STATES), or_(items.claimed_until.is_(None), items.claimed_until < at))
+    return and_(IS_UNSENT, or_(items.claimed_until.is_(None), items.claimed_until < at))
+
+
+def looking() -> Select[tuple[bool]]:
+    """The query whether there is anything to claim now: a look in a small index, for who asks three times a second."""
+    return select(exists(select(redrive_items.c.id).where(_to_send(now()))))
 
 
 def is_waiting(connection: Connection) -> bool:
-    """Whether there is anything to claim: a look in an index, for who asks twice a second."""
-    return bool(connection.execute(select(exists().where(_to_send(now())))).scalar())
+    """Whether there is anything to claim."""
+    return bool(connection.execute(looking()).scalar())
 
 
 def claim(connection: Connection, limit: int, seconds: float) -> list[Claim]:

@@ -33,9 +33,9 @@ from ackline.producer.publisher import Publisher
 log = logging.getLogger(__name__)
 
 #: Deliveries of each queue that are held unacked at most; two batches, so that one arrives while one is committed.
-PREFETCH = 1000
+PREFETCH = 500
 #: Deliveries, and bytes of payload, in one transaction at most.
-BATCH, BATCH_BYTES = 500, 32 * 1024 * 1024
+BATCH, BATCH_BYTES = 250, 32 * 1024 * 1024
 #: Seconds that a batch waits for more.
 LINGER_SECONDS = 0.03
 #: Seconds before a dead letter that could not be stored is delivered again.

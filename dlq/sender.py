@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 #: Seconds between looks for new redrives.
 POLL_SECONDS = 0.3
 #: Items published at once; their payloads are in memory.
-BATCH = 200
+BATCH = 100
 #: Seconds to wait for a confirm.
 CONFIRM_SECONDS = 5.0
 #: Seconds for which a claimed item is ours. More than it takes to publish it and to note that; after a crash it is how

@@ -112,9 +112,9 @@ def _one_of(column: str, states: Any) -> str:
     return f"{column} IN ({', '.join(repr(str(state)) for state in states)})"
 
 
-_IN_REVIEW = _one_of("state", [DeadLetterState.IN_REVIEW])
 _ITEM_OPEN = _one_of("state", OPEN_ITEM_STATES)
-_ITEM_UNSENT = _one_of("state", UNSENT_ITEM_STATES)
+#: The condition of an index, word for word: SQLite uses that index for no other wording, bound parameters included.
+IS_UNSENT = text(_one_of("state", UNSENT_ITEM_STATES))
 
 dead_letters = Table(
     "dead_letters",
@@ -166,8 +166,7 @@ dead_letters = Table(
         "(discarded_at IS NOT NULL AND discarded_by IS NOT NULL AND discard_reason IS NOT NULL)",
         name="discarded",
     ),
-    # What an operator works through is small beside what is handled.
-    Index("ix_dead_letters_in_review", "id", sqlite_where=text(_IN_REVIEW), postgresql_where=text(_IN_REVIEW)),
+    Index(None, "state", "id"),
     Index(None, "consumer", "state", "id"),
     Index(None, "type", "state", "id"),
     sqlite_autoincrement=True,  # the id of a row that was deleted names nothing else afterwards
@@ -204,7 +203,7 @@ redrive_items = Table(
         sqlite_where=text(_ITEM_OPEN),
         postgresql_where=text(_ITEM_OPEN),
     ),
-    Index("ix_redrive_items_unsent", "id", sqlite_where=text(_ITEM_UNSENT), postgresql_where=text(_ITEM_UNSENT)),
+    Index("ix_redrive_items_unsent", "id", sqlite_where=IS_UNSENT, postgresql_where=IS_UNSENT),
 )
 
 actions = Table(

@@ -13,6 +13,7 @@ import pytest
 from sqlalchemy import Engine, select, text, update
 from sqlalchemy.exc import IntegrityError
 
+from ackline.dlq import redrive
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
 from ackline.dlq.outcome import Outcome
@@ -386,6 +387,16 @@ def test_a_claim_is_one_reviewers_until_it_runs_out(store: Store, engine: Engine
     store.settle([item_id], {}, {}, again_in=1)
     assert store.items([item_id])[0].state == ItemState.CONFIRMED
     assert store.claim(10, 30) == []
+
+
+def test_looking_for_redrives_reads_no_finished_ones(engine: Engine) -> None:
+    looking = str(redrive.looking().compile(engine, compile_kwargs={"literal_binds": True}))
+    with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":  # of an empty table it would read all
+            connection.execute(text("SET LOCAL enable_seqscan = off"))
+        explain = "EXPLAIN QUERY PLAN" if engine.dialect.name == "sqlite" else "EXPLAIN"
+        plan = "\n".join(map(str, connection.exec_driver_sql(f"{explain} {looking}").all()))
+    assert "ix_redrive_items_unsent" in plan
 
 
 def test_several_reviewers_share_the_claims(store: Store) -> None:

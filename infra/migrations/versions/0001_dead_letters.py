@@ -8,7 +8,6 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
-_IN_REVIEW = sa.text("state IN ('in review')")
 _OPEN = sa.text("state IN ('waiting', 'issued', 'confirmed')")
 _UNSENT = sa.text("state IN ('waiting', 'issued')")
 #: SQLite counts rows by itself only in a column that is called INTEGER.
@@ -73,14 +72,7 @@ def upgrade() -> None:
     op.create_index(
         op.f("ix_dead_letters_consumer_state_id"), "dead_letters", ["consumer", "state", "id"], unique=False
     )
-    op.create_index(
-        "ix_dead_letters_in_review",
-        "dead_letters",
-        ["id"],
-        unique=False,
-        sqlite_where=_IN_REVIEW,
-        postgresql_where=_IN_REVIEW,
-    )
+    op.create_index(op.f("ix_dead_letters_state_id"), "dead_letters", ["state", "id"], unique=False)
     op.create_index(op.f("ix_dead_letters_type_state_id"), "dead_letters", ["type", "state", "id"], unique=False)
     op.create_table(
         "redrives",
