@@ -8,12 +8,14 @@ import socket
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from click.testing import CliRunner
 
+from ackline.consumers import registered
 from ackline.infra import database
 from ackline.infra.doctor import doctor
 from ackline.infra.ports import free_port
@@ -50,6 +52,11 @@ Examine = Callable[..., Report]
 @pytest.fixture
 def examine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Examine]:
     """Runs the doctor in this process, on nothing but the variables that it is given."""
+    # The application is `email` alone, whatever other tests have registered in this process.
+    import_module("ackline.consumers.handlers.email")
+    # By its name: the package's attribute `consumer` is the decorator.
+    registry = import_module("ackline.consumers.consumer")
+    monkeypatch.setattr(registry, "_consumers", {"email": registered()["email"]})
 
     def run_doctor(**variables: str) -> Report:
         for name in [name for name in os.environ if name.startswith("ACKLINE_")]:
