@@ -217,8 +217,8 @@ def test_a_killed_role_comes_back_and_works(up: Up, role: str) -> None:
 def test_a_killed_broker_comes_back_with_what_it_had(up: Up) -> None:
     up.command("sink", "refuse", "later@example.test", "--code", "451")
     up.send("later@example.test")
-    # Seen on 4.3.6: a kill within about a second of a quorum queue's declaration loses what was confirmed there (it reads
-    # like rabbitmq-server issue 15725). By its second try the mail has been in queues that are older.
+    # Seen on 4.3.6: a kill within about a second of a quorum queue's declaration loses what was confirmed there (it
+    # reads like rabbitmq-server issue 15725). By its second try the mail has been in queues that are older.
     log = up.data_dir / "logs" / "worker.log"
     until(lambda: log.read_text().count("Mailbox busy") >= 2, what="the second try")
     up.kill_broker()
