@@ -40,15 +40,16 @@ from sqlalchemy import (
 )
 
 #: Every constraint has a name, so that a later migration can change it on both databases.
-metadata = MetaData(
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-    }
-)
+_NAMES = {
+    "pk": "pk_%(table_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+}
+metadata = MetaData(naming_convention=_NAMES)
+#: The tables of an outbox, which an upstream service has in its own database too, beside its own tables.
+outbox_metadata = MetaData(naming_convention=_NAMES)
 
 
 class DeadLetterState(StrEnum):
@@ -83,6 +84,34 @@ class ItemState(StrEnum):
     SUPERSEDED = "superseded"
 
 
+class OutboxState(StrEnum):
+    """Where a message in an outbox is. `failed` is one that the broker will never take as it is."""
+
+    WAITING = "waiting"
+    PUBLISHED = "published"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class DeliveryState(StrEnum):
+    """What is known of a tracked delivery. One of which nothing is known yet is waiting, and has no row."""
+
+    BEING_HANDLED = "being handled"
+    WAITING_FOR_RETRY = "waiting for a retry"
+    HANDLED = "handled"
+    IN_REVIEW = "in review"
+    REDRIVING = "redriving"
+    DISCARDED = "discarded"
+
+
+class CallbackState(StrEnum):
+    """Whether somebody who asked to be called when a message is final has been."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    FAILED = "failed"
+
+
 #: A redrive item in one of these has not been answered.
 OPEN_ITEM_STATES = (ItemState.WAITING, ItemState.ISSUED, ItemState.CONFIRMED)
 #: In one of these it is still to be published, for the first time or again.
@@ -115,6 +144,11 @@ def _one_of(column: str, states: Any) -> str:
 _ITEM_OPEN = _one_of("state", OPEN_ITEM_STATES)
 #: The condition of an index, word for word: SQLite uses that index for no other wording, bound parameters included.
 IS_UNSENT = text(_one_of("state", UNSENT_ITEM_STATES))
+
+#: As above, of an outbox.
+IS_IN_OUTBOX = text(_one_of("state", [OutboxState.WAITING]))
+#: As above, of a callback.
+IS_UNDELIVERED = text(_one_of("state", [CallbackState.WAITING]))
 
 dead_letters = Table(
     "dead_letters",
@@ -218,4 +252,107 @@ actions = Table(
     Column("state_before", Text, nullable=False),
     Column("state_after", Text, nullable=False),
     sqlite_autoincrement=True,
+)
+
+# --- tracked messages -------------------------------------------------------------------------------------------------
+
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("message_id", Text, primary_key=True),
+    Column("consumer", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("redrive", Text),  # the redrive item that it is about; None before the first
+    Column("attempts", Integer, nullable=False),  # recorded tries of the handler since the last redrive
+    Column("first_at", UtcTime, nullable=False),
+    Column("changed_at", UtcTime, nullable=False),
+    Column("last_error", Text),
+    Column("worker", Text, nullable=False),
+    CheckConstraint(_one_of("state", DeliveryState), name="state"),
+    Index(None, "changed_at"),  # for the cleaning up
+)
+
+callbacks = Table(
+    "callbacks",
+    metadata,
+    Column("message_id", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcTime, nullable=False),  # not before then
+    Column("error", Text),  # of the last attempt
+    Column("finished_at", UtcTime),
+    CheckConstraint(_one_of("state", CallbackState), name="state"),
+    Index("ix_callbacks_undelivered", "next_at", sqlite_where=IS_UNDELIVERED, postgresql_where=IS_UNDELIVERED),
+)
+
+# --- the gateway ------------------------------------------------------------------------------------------------------
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("owner", Text, primary_key=True),  # name of the API key; empty without keys
+    Column("key", Text, primary_key=True),
+    Column("request_sha256", LargeBinary(32), nullable=False),
+    Column("message_id", Text, nullable=False),  # decided before the publish, so that every try has the same
+    Column("created_at", UtcTime, nullable=False, index=True),
+    Column("claimed_until", UtcTime, nullable=False),  # until then somebody works on it
+    Column("answer", Text),  # JSON, once there is one
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False, unique=True),
+    Column("prefix", Text, nullable=False),  # the beginning of the key, to know it by
+    Column("key_sha256", LargeBinary(32), nullable=False, unique=True),
+    Column("types", JSON, nullable=False),  # list of message types, `*` at the end for any ending; empty: all
+    Column("rate", Integer),  # requests a second
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("revoked_at", UtcTime),
+    Column("revoked_by", Text),
+    sqlite_autoincrement=True,
+)
+
+secrets = Table(
+    "secrets",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("value", LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+)
+
+# --- outboxes ---------------------------------------------------------------------------------------------------------
+
+outbox = Table(
+    "ackline_outbox",
+    outbox_metadata,
+    Column("id", _Id, primary_key=True),  # the order of publishing
+    Column("message_id", Text, nullable=False, index=True),
+    Column("type", Text, nullable=False),
+    Column("properties", LargeBinary, nullable=False),  # as they go over the wire
+    Column("payload", LargeBinary, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("due_at", UtcTime),  # not before then; None: at once
+    Column("state", Text, nullable=False),
+    Column("error", Text),  # why it could not be published, or not yet
+    Column("finished_at", UtcTime),
+    CheckConstraint(_one_of("state", OutboxState), name="state"),
+    CheckConstraint("(state = 'waiting') = (finished_at IS NULL)", name="finished"),
+    Index("ix_ackline_outbox_waiting", "due_at", "id", sqlite_where=IS_IN_OUTBOX, postgresql_where=IS_IN_OUTBOX),
+    Index(None, "finished_at"),  # for the cleaning up
+    sqlite_autoincrement=True,
+)
+
+leases = Table(
+    "ackline_leases",
+    outbox_metadata,
+    Column("name", Text, primary_key=True),
+    Column("holder", Text, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
 )

@@ -58,6 +58,7 @@ def gateway(host: str | None, port: int | None) -> None:
     """Serve the HTTP door for upstream services."""
     import uvicorn
 
+    from ackline.infra import database
     from ackline.producer.gateway import check_address, create_app
 
     configure_logging()
@@ -65,6 +66,7 @@ def gateway(host: str | None, port: int | None) -> None:
     configured = settings().model_copy(update={name: value for name, value in changes.items() if value is not None})
     check_address(configured)
     load_app(configured.app)
+    database.upgrade(configured.database)
     try:
         declare(configured.broker)
     except (BrokerRefused, ConfigurationError):

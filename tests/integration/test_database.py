@@ -16,7 +16,7 @@ from sqlalchemy import Engine, inspect, make_url, text
 from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.errors import ConfigurationError
-from ackline.infra.tables import metadata
+from ackline.infra.tables import metadata, outbox_metadata
 from tests.waiting import until
 
 
@@ -39,24 +39,25 @@ def test_the_migrations_lead_to_the_tables_of_the_page(url: str, engine: Engine)
     database.upgrade(url)
     with database.reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, metadata) == []
+        assert compare_metadata(context, [metadata, outbox_metadata]) == []  # type: ignore[arg-type]
 
 
 def test_the_migrations_have_the_checks_of_the_page(url: str, engine: Engine) -> None:
     database.upgrade(url)  # Alembic does not compare check constraints
     migrated = _checks(engine)
     with engine.begin() as connection:
-        metadata.drop_all(connection)
-        metadata.create_all(connection)
+        for tables in (metadata, outbox_metadata):
+            tables.drop_all(connection)
+            tables.create_all(connection)
     assert migrated == _checks(engine)
-    assert sum(map(len, migrated.values())) >= 7
+    assert sum(map(len, migrated.values())) >= 11
 
 
 def _checks(engine: Engine) -> dict[str, dict[str, str]]:
     seen = inspect(engine)
     return {
         table: {str(check["name"]): check["sqltext"] for check in seen.get_check_constraints(table)}
-        for table in metadata.tables
+        for table in [*metadata.tables, *outbox_metadata.tables]
     }
 
 

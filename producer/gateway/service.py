@@ -1,0 +1,41 @@
+"""What the routes of one running gateway share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy import Engine
+
+from ackline.infra.settings import Settings
+from ackline.producer.gateway.keys import Caller, Keys
+from ackline.producer.gateway.signing import Signer
+from ackline.producer.publisher import Publisher
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A running gateway. engine: its database; blocking, so a route uses it in a thread (`asyncio.to_thread`)."""
+
+    settings: Settings
+    publisher: Publisher
+    engine: Engine
+    keys: Keys
+    signer: Signer
+
+
+def service(request: Request) -> Service:
+    """The gateway that serves *request*."""
+    found: Service = request.app.state.service
+    return found
+
+
+def caller(request: Request) -> Caller:
+    """Whose request it is. Raises `Refusal`."""
+    return service(request).keys.caller(request)
+
+
+#: Parameters of routes.
+Served = Annotated[Service, Depends(service)]
+Called = Annotated[Caller, Depends(caller)]
