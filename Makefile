@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: up demo test check format faults lock clean
+.PHONY: up demo test check format faults bench lock clean
 
 up: $(VENV)/.complete
 	@$(BIN)/ackline up $(ARGS)
@@ -22,6 +22,11 @@ test-compose: $(VENV)/.complete
 
 faults: $(VENV)/.complete
 	@ACKLINE_TEST_LONG=1 $(BIN)/pytest tests/faults $(ARGS)
+
+# Side by side with what it compares to, which is installed first; ARGS: --short, names of benchmarks.
+bench: $(VENV)/.complete
+	@$(BIN)/pip install -qq --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m tests.benchmarks $(ARGS)
 
 check: $(VENV)/.complete
 	@$(BIN)/ruff format --check .
