@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ackline.consumers.retry import RetryPolicy, seconds
+from ackline.consumers.retry import RetryPolicy
+from ackline.infra.durations import seconds
 
 
 class RetryLater(Exception):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from ackline.consumers import RetryPolicy, exponential, fixed
-from ackline.consumers.retry import MAX_DELAY, seconds
+from ackline.infra.durations import MAX_DELAY, seconds
 from ackline.infra.errors import ConfigurationError
 
 
