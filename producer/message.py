@@ -1,10 +1,19 @@
-"""Contracts: which pydantic model is which type of message."""
+"""Contracts: which pydantic model is which type of message.
+
+The type alone routes a message and chooses its contract. A contract's *version* tells people and tools which edition of
+the shape they look at: it is in the JSON Schema and in AsyncAPI, and not on the wire. Within a type a new version may
+only change what every consumer can still read (a new field with a default); what they cannot read is another type, such
+as `order.placed.v2`, which has a queue binding of its own, so that both can be consumed while upstream services move.
+"""
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TypeAlias, TypeVar
 
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
@@ -13,22 +22,46 @@ from ackline.infra.errors import ConfigurationError
 from ackline.producer.errors import InvalidMessage
 
 M = TypeVar("M", bound=BaseModel)
+Model: TypeAlias = type[BaseModel]
 
 #: A type is a routing key without wildcards: words of letters, digits, `_` and `-`, joined by dots.
 _TYPE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\Z")
 
+#: A version can be part of a URN as it is.
+_VERSION = re.compile(r"[A-Za-z0-9._-]{1,32}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """What `@message` says of a model.
+
+    track: whether its messages are accounted for by id, where the publisher is not told otherwise.
+    """
+
+    type: str
+    version: str
+    track: bool
+    model: Model
+
+
 _contracts: dict[str, type[BaseModel]] = {}
 
 
-def message(type_: str, /) -> Callable[[type[M]], type[M]]:
+def message(type_: str, /, *, version: str | int = "1", track: bool = False) -> Callable[[type[M]], type[M]]:
     """Make a pydantic model the contract of messages of *type_*, the routing key and the AMQP `type`.
 
+    version: of the payload's shape, for documentation (see above): 1 to 32 letters, digits, `.`, `_` or `-`.
+    track: whether every delivery of its messages is accounted for by id (`GET /v1/messages/{id}`), by default.
     Raises `ConfigurationError` when *type_* is no routing key, or another model has it already.
     """
     if not _TYPE.match(type_) or len(type_) > 255 or type_.startswith("ackline."):
         raise ConfigurationError(
             f"{type_!r} cannot be a message type: use words joined by dots, such as 'order.placed', "
             "255 characters at most and not beginning with 'ackline.'."
+        )
+    if not _VERSION.match(str(version)):
+        raise ConfigurationError(
+            f"{version!r} cannot be the version of {type_!r}: use 1 to 32 letters, digits, '.', '_' or '-', such as 2."
         )
 
     def register(model: type[M]) -> type[M]:
@@ -39,11 +72,23 @@ def message(type_: str, /) -> Callable[[type[M]], type[M]]:
                 f"The message type {type_!r} is already {other.__module__}.{other.__qualname__}; "
                 f"{model.__module__}.{model.__qualname__} needs another."
             )
+        model.__ackline_contract__ = Contract(type_, str(version), track, model)  # type: ignore[attr-defined]
         _contracts[type_] = model
-        model.__ackline_type__ = type_  # type: ignore[attr-defined]
         return model
 
     return register
+
+
+def contract_of(model: type[BaseModel] | BaseModel) -> Contract:
+    """The contract of a model or of an instance of one; one that only its parent class has is not its own.
+
+    Raises `InvalidMessage` when it has none.
+    """
+    cls = model if isinstance(model, type) else model.__class__
+    found: Contract | None = cls.__dict__.get("__ackline_contract__")
+    if found is None:
+        raise InvalidMessage(f"{cls.__qualname__} is no message: decorate it with @message('some.type').")
+    return found
 
 
 def type_of(model: type[BaseModel] | BaseModel) -> str:
@@ -51,24 +96,39 @@ def type_of(model: type[BaseModel] | BaseModel) -> str:
 
     Raises `InvalidMessage` when it has no contract.
     """
-    cls = model if isinstance(model, type) else model.__class__
-    found: Any = cls.__dict__.get("__ackline_type__")
-    if found is None:
-        raise InvalidMessage(f"{cls.__qualname__} is no message: decorate it with @message('some.type').")
-    return str(found)
+    return contract_of(model).type
 
 
-def contracts() -> dict[str, type[BaseModel]]:
-    """The contracts that have been imported, by type."""
-    return dict(_contracts)
+def contracts() -> Mapping[str, type[BaseModel]]:
+    """The models of the contracts that have been imported, by type; read-only, and a view: later ones appear in it."""
+    return _view
+
+
+_view = MappingProxyType(_contracts)
+
+#: Characters of an unknown type, and types beside it, that an answer repeats: whoever asks may be hostile.
+_SHOWN, _LISTED = 80, 10
+
+
+def unknown(type_: str) -> str:
+    """That there is no message type *type_*, in a sentence, with the likeliest of those that there are."""
+    shown = repr(type_[:_SHOWN])  # which may be ten times as long
+    shown = shown if len(shown) <= _SHOWN + 2 and len(type_) <= _SHOWN else shown[:_SHOWN] + "…"
+    if not _contracts:
+        return f"There is no message type {shown}: ACKLINE_APP names no module that has any."
+    known = sorted(_contracts)
+    near = difflib.get_close_matches(type_, known) if len(type_) <= 255 else []
+    meant = f" Did you mean {' or '.join(near)}?" if near else ""
+    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return f"There is no message type {shown}.{meant} There are: {', '.join(known[:_LISTED])}{more}."
 
 
 def encode(instance: BaseModel) -> bytes:
-    """An instance as the body of a message: JSON in UTF-8.
+    """An instance as the body of a message: JSON in UTF-8, with the fields' aliases, by which the contract reads it.
 
     Raises `InvalidMessage` when it holds something that JSON does not, such as a lone surrogate.
     """
     try:
-        return instance.__pydantic_serializer__.to_json(instance)
+        return instance.__pydantic_serializer__.to_json(instance, by_alias=True)
     except PydanticSerializationError as error:
         raise InvalidMessage(f"This {type(instance).__qualname__} cannot be written as JSON: {error}.") from None

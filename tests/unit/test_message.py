@@ -10,12 +10,12 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ackline.infra.errors import ConfigurationError
 from ackline.producer import InvalidMessage, contracts, message
 from ackline.producer import message as message_decorator
-from ackline.producer.message import _contracts, encode, type_of
+from ackline.producer.message import Contract, _contracts, contract_of, encode, type_of, unknown
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +93,69 @@ def test_a_model_without_a_contract_is_no_message_even_when_its_parent_has_one()
 
 
 def test_what_is_given_out_cannot_change_the_contracts() -> None:
-    contracts().clear()
-    assert contracts() == _contracts
+    view = contracts()
+    with pytest.raises(TypeError):
+        view["unit.sneaked-in"] = BaseModel  # type: ignore[index]
+    assert "unit.sneaked-in" not in contracts()
+
+
+def test_a_contract_tells_its_version_and_whether_it_is_tracked() -> None:
+    @message("unit.plain")
+    class Plain(BaseModel):
+        pass
+
+    @message("unit.tracked", version=2, track=True)
+    class Tracked(BaseModel):
+        pass
+
+    assert contract_of(Plain()) == contract_of(Plain) == Contract("unit.plain", "1", False, Plain)
+    assert contract_of(Tracked()) == Contract("unit.tracked", "2", True, Tracked)
+
+
+@pytest.mark.parametrize("version", ["1", "2.1", "2026-01-31", "v1_beta", 7, "x" * 32])
+def test_a_version_is_a_short_word_or_a_number(version: str | int) -> None:
+    @message("unit.versioned", version=version)
+    class Versioned(BaseModel):
+        pass
+
+    assert contract_of(Versioned).version == str(version)
+
+
+@pytest.mark.parametrize("version", ["", " ", "1 2", "é", "x" * 33, "1\n", "a/b", "1:0", [1]])
+def test_a_version_that_is_no_word_is_refused_in_a_sentence(version: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"cannot be the version of 'unit.versioned': use 1 to 32 letters"):
+        message("unit.versioned", version=version)
+
+
+def test_an_unknown_type_is_answered_with_the_likeliest_of_those_that_there_are() -> None:
+    _contracts.clear()
+    assert unknown("a.b") == "There is no message type 'a.b': ACKLINE_APP names no module that has any."
+    for type_ in ("order.placed", "order.paid", "email.send"):
+        message(type_)(type("Some" + type_.title().replace(".", ""), (BaseModel,), {}))
+    assert unknown("order.place") == (
+        "There is no message type 'order.place'. Did you mean order.placed or order.paid? "
+        "There are: email.send, order.paid, order.placed."
+    )
+    assert unknown("zzz") == "There is no message type 'zzz'. There are: email.send, order.paid, order.placed."
+
+
+@pytest.mark.parametrize("hostile", ["x" * 10_000_000, "\U0001f407" * 10_000_000, "\ud800" * 80, "\x1b" * 300, "\n"])
+def test_what_an_unknown_type_is_answered_is_short_and_printable_whatever_it_was(hostile: str) -> None:
+    for number in range(1_000):
+        message(f"unit.many.{number}")(type(f"Many{number}", (BaseModel,), {}))
+    said = unknown(hostile)
+    assert said.isprintable()
+    assert len(said) < 500
+    assert said.endswith(f" and {len(_contracts) - 10} more.")
+
+
+def test_a_body_names_fields_by_the_aliases_by_which_the_contract_reads_them() -> None:
+    class Camel(BaseModel):
+        order_id: str = Field(alias="orderId")
+
+    instance = Camel(orderId="A-1")
+    assert encode(instance) == b'{"orderId":"A-1"}'
+    assert Camel.model_validate_json(encode(instance)) == instance
 
 
 def test_a_body_is_json_in_utf_8_of_what_the_contract_says() -> None:
