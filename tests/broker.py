@@ -148,7 +148,7 @@ class Vhost:
     def api(self) -> httpx.Client:
         """A client of the management API, to be closed; paths begin with `/api/`."""
         return httpx.Client(
-            base_url=self.management_url, auth=(self.user, self.password), timeout=10.0, trust_env=False
+            base_url=self.management_url, auth=(self.user, self.password), timeout=60.0, trust_env=False
         )
 
     @property
@@ -174,3 +174,15 @@ def fresh_vhost(broker: Broker) -> Iterator[Vhost]:
         finally:
             with contextlib.suppress(httpx.TransportError):  # a test that left its own broker stopped
                 api.delete(f"/api/vhosts/{name}")
+
+
+def settings_for(amqp_url: str, management_url: str | None, data_dir: Path) -> Settings:
+    """Settings that take nothing from the environment but what the arguments leave open."""
+    data_dir.mkdir()
+    return Settings(
+        amqp_url=amqp_url,
+        management_url=management_url,
+        data_dir=data_dir,
+        database_url=f"sqlite:///{data_dir / 'ackline.db'}",
+        grace_seconds=5.0,
+    )

@@ -11,7 +11,7 @@ from ackline.infra.running_broker import Broker, BrokerUnavailable
 from ackline.infra.settings import Settings
 from tests import broker as test_broker
 from tests import postgresql
-from tests.broker import Vhost
+from tests.broker import Vhost, settings_for
 from tests.mail import MailSink
 
 
@@ -61,18 +61,6 @@ def own_broker(tmp_path: Path) -> Iterator[Broker]:
 def own_broker_settings(own_broker: Broker, tmp_path: Path) -> Settings:
     """Settings of one Ackline on the default vhost of `own_broker`."""
     return settings_for(own_broker.amqp_url, own_broker.management_url, tmp_path / "data")
-
-
-def settings_for(amqp_url: str, management_url: str | None, data_dir: Path) -> Settings:
-    """Settings that take nothing from the environment but what the arguments leave open."""
-    data_dir.mkdir()
-    return Settings(
-        amqp_url=amqp_url,
-        management_url=management_url,
-        data_dir=data_dir,
-        database_url=f"sqlite:///{data_dir / 'ackline.db'}",
-        grace_seconds=5.0,
-    )
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,8 @@ from ackline.consumers import consumer, exponential
 from ackline.producer import message
 
 FOLDER = "ACKLINE_TEST_COUNTING"
+#: Names the delay after which what fails is tried again.
+DELAY = "ACKLINE_TEST_COUNTING_DELAY"
 CONSUMERS = ("counted", "mirrored")
 
 
@@ -23,6 +25,8 @@ class Counted(BaseModel):
     number: int
     fails: bool = False
 
+
+RETRY = exponential(attempts=2, first=os.environ.get(DELAY, "5s"))
 
 #: Seconds that a message takes to handle, so that a kill comes in the middle of work.
 WORK = 0.001
@@ -38,14 +42,14 @@ def _write(name: str, number: int) -> None:
         os.close(descriptor)
 
 
-@consumer("counted", retry=exponential(attempts=2, first="5s"))
+@consumer("counted", retry=RETRY)
 def count(counted: Counted) -> None:
     if counted.fails:
         raise RuntimeError("told to fail")
     _write("counted", counted.number)
 
 
-@consumer("mirrored", retry=exponential(attempts=2, first="5s"))
+@consumer("mirrored", retry=RETRY)
 def mirror(counted: Counted) -> None:
     if counted.fails:
         raise RuntimeError("told to fail")

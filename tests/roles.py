@@ -17,7 +17,7 @@ from ackline.infra.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 #: Seconds that a role gets to be ready, and to stop.
-READY_SECONDS, STOP_SECONDS = 60.0, 30.0
+READY_SECONDS, STOP_SECONDS = 120.0, 90.0
 
 
 def environment(settings: Settings, **more: str) -> dict[str, str]:
@@ -36,7 +36,7 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
     return clean | chosen | more
 
 
-def run(settings: Settings, *arguments: str, timeout: float = 60, **more: str) -> subprocess.CompletedProcess[str]:
+def run(settings: Settings, *arguments: str, timeout: float = 120, **more: str) -> subprocess.CompletedProcess[str]:
     """Run an `ackline` command to its end, and return what it printed."""
     return subprocess.run(
         [sys.executable, "-m", "ackline.infra", *arguments],

@@ -9,7 +9,7 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 #: Seconds that a condition gets by default. Generous, since a busy machine is slow; a good run never waits so long.
-DEADLINE = 30.0
+DEADLINE = 90.0
 
 _STEP = 0.02
 

@@ -20,7 +20,7 @@ from tests.amqp import Client
 from tests.waiting import until
 
 #: Seconds that a worker gets to stop.
-STOP_SECONDS = 30.0
+STOP_SECONDS = 90.0
 
 
 def consumer_of(
