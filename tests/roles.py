@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -107,6 +108,13 @@ class RoleProcess:
         except subprocess.TimeoutExpired:
             self.kill()
             raise AssertionError(f"{self._arguments} did not stop in {STOP_SECONDS} s") from None
+
+
+def listening(gateway: RoleProcess) -> str:
+    """The address on which a gateway listens, as it said itself."""
+    found = re.search(r"listening on (http://\S+)", gateway.log.read_text())
+    assert found is not None
+    return found[1].replace("0.0.0.0", "127.0.0.1")
 
 
 @contextmanager

@@ -81,7 +81,7 @@ class _channel:  # noqa: N801 - reads as a function
 
 
 def _api(broker: Broker, path: str) -> Any:
-    with httpx.Client(auth=credentials(broker.amqp_url), timeout=10, trust_env=False) as client:
+    with httpx.Client(auth=credentials(broker.amqp_url), timeout=60, trust_env=False) as client:
         return client.get(f"{broker.management_url}{path}").raise_for_status().json()
 
 

@@ -191,7 +191,7 @@ def test_retry_waits_for_the_true_outcome(settings: Settings, store: Store) -> N
     store.outcomes([Outcome(items[1], "billing", "m-1", wire.now(), "host:2")])
     failed = letter("m-2", redrive=items[2], minute=5)
     store.ingest([replace(failed, error_type="SMTPRecipientsRefused", error_message="550 no such mailbox")])
-    told, _ = waiting.communicate(timeout=30)
+    told, _ = waiting.communicate(timeout=120)
     assert sorted(told.splitlines()) == [
         "1: handled by billing",
         "2: in review again: SMTPRecipientsRefused: 550 no such mailbox",
@@ -206,7 +206,7 @@ def test_retry_ends_with_zero_when_all_were_handled(settings: Settings, store: S
     waiting = subprocess.Popen(command, env=environment(settings), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     (claim,) = until(lambda: store.claim(10, 30), what="the request")
     store.outcomes([Outcome(claim.item_id, "billing", "m-1", wire.now(), "host:2")])
-    assert waiting.communicate(timeout=30)[0] == "1: handled by billing\n"
+    assert waiting.communicate(timeout=120)[0] == "1: handled by billing\n"
     assert waiting.returncode == 0
 
 
@@ -268,7 +268,7 @@ def on_a_terminal(settings: Settings, *arguments: str, columns: int) -> str:
     except OSError:  # what a terminal says when its other side is closed
         pass
     os.close(master)
-    assert process.wait(30) == 0
+    assert process.wait(60) == 0
     return b"".join(pieces).decode()
 
 

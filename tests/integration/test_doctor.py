@@ -57,6 +57,8 @@ def examine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Examine
     # By its name: the package's attribute `consumer` is the decorator.
     registry = import_module("ackline.consumers.consumer")
     monkeypatch.setattr(registry, "_consumers", {"email": registered()["email"]})
+    # A slow machine is no fault of what is examined.
+    monkeypatch.setattr("ackline.infra.doctor.ANSWER_SECONDS", 60.0)
 
     def run_doctor(**variables: str) -> Report:
         for name in [name for name in os.environ if name.startswith("ACKLINE_")]:
@@ -227,7 +229,10 @@ def test_a_broker_that_is_not_there_is_named_and_nothing_is_asked_of_it(
     assert "topology" not in report.checks
 
 
-def test_a_server_that_accepts_and_says_nothing_is_named(examine: Examine, healthy: dict[str, str]) -> None:
+def test_a_server_that_accepts_and_says_nothing_is_named(
+    examine: Examine, healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ackline.infra.doctor.ANSWER_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         report = examine(**healthy | {"AMQP_URL": f"amqp://a:b@127.0.0.1:{port}/"})

@@ -30,7 +30,7 @@ NEED_THE_BROKER = [
 ]
 
 
-def said_by(settings: Settings, *arguments: str, seconds: float = 60, **variables: str) -> str:
+def said_by(settings: Settings, *arguments: str, seconds: float = 120, **variables: str) -> str:
     """The one sentence with which a command refuses to start; log lines of a role before it do not count."""
     done = subprocess.run(
         [sys.executable, "-m", "ackline.infra", *arguments],
@@ -70,7 +70,7 @@ def test_an_address_that_is_none_is_named_without_its_password(ackline_settings:
     assert "ACKLINE_AMQP_URL cannot be used (amqp://me:…@host:port/)" in said
 
 
-@pytest.mark.parametrize("command", [["publish", "email.send", MAIL, "--timeout", "1"], ["topology", "apply"]])
+@pytest.mark.parametrize("command", [["publish", "email.send", MAIL, "--timeout", "3"], ["topology", "apply"]])
 def test_a_broker_that_does_not_answer_is_named(ackline_settings: Settings, command: list[str]) -> None:
     said = said_by(ackline_settings, *command, ACKLINE_AMQP_URL="amqp://a:b@127.0.0.1:1/")
     assert "Nothing answers at 127.0.0.1:1: is RabbitMQ running there?" in said

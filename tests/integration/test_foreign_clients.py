@@ -146,8 +146,8 @@ def test_nothing_that_a_foreign_client_sends_is_lost_or_stops_a_role(
         closing(database.connect(settings.database)) as engine,
     ):
         _publish(settings, cases)
-        until(lambda: len(_rows(engine)) >= len(reviewed), deadline=60, what=f"{len(reviewed)} rows")
-        until(lambda: len(sink.mails()) >= len(handled), deadline=60, what=f"{len(handled)} mails")
+        until(lambda: len(_rows(engine)) >= len(reviewed), what=f"{len(reviewed)} rows")
+        until(lambda: len(sink.mails()) >= len(handled), what=f"{len(handled)} mails")
         assert sorted(str(mail["To"]).split("@")[0] for mail in sink.mails()) == handled
         rows = _rows(engine)
         assert {row.payload for row in rows} == reviewed.keys()

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ackline.infra.ports import free_port
 from tests.mail import MailSink
 from tests.waiting import until
 
@@ -25,7 +24,7 @@ def _send(url: str, to: str, subject: str = "Hello", body: str = "Hi") -> None:
     message["From"], message["To"], message["Subject"] = "ackline@localhost", to, subject
     message.set_content(body)
     address = urlsplit(url)
-    with smtplib.SMTP(address.hostname or "", address.port or 0, timeout=10) as client:
+    with smtplib.SMTP(address.hostname or "", address.port or 0, timeout=60) as client:
         client.send_message(message)
 
 
@@ -35,7 +34,7 @@ def _sink(data_dir: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"ACKLINE_DATA_DIR": str(data_dir)},
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
 
@@ -68,7 +67,7 @@ def test_the_sink_listens_on_one_loopback_address_only(smtp_sink: MailSink) -> N
 
 def test_a_stopped_sink_ends_a_client_that_is_still_connected(smtp_sink: MailSink) -> None:
     address = urlsplit(smtp_sink.url)
-    with socket.create_connection((address.hostname, address.port), timeout=5) as client:
+    with socket.create_connection((address.hostname, address.port), timeout=60) as client:
         assert client.recv(100).startswith(b"220 localhost")
         smtp_sink.stop()
         assert client.recv(100) == b""
@@ -113,7 +112,7 @@ def test_the_command_serves_until_sigterm_and_comes_back_on_the_same_port(tmp_pa
 
 def test_a_busy_port_is_one_sentence(tmp_path: Path) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", free_port()))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         done = _sink(tmp_path, "run", "--port", str(port))
@@ -135,7 +134,7 @@ def _serve_once(data_dir: Path) -> int:
         said = until(lambda: re.search(r"smtp://127.0.0.1:(\d+)", output.read_text()), what="the sink to listen")
         _send(said[0], "ada@example.test")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     finally:
         process.kill()
         process.wait()

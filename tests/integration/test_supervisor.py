@@ -37,7 +37,6 @@ while True: signal.pause()
 DEAF = """
 import signal
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-print("I am deaf", flush=True)
 while True: signal.pause()
 """
 
@@ -63,7 +62,7 @@ def supervise(tmp_path: Path, said: list[str]) -> Iterator[Callable[..., Supervi
     """Makes a supervisor of roles, which is stopped in the end."""
     made: list[Supervisor] = []
 
-    def make(*roles: Role, broker: Broker | None = None, ready_seconds: float = 20.0) -> Supervisor:
+    def make(*roles: Role, broker: Broker | None = None, ready_seconds: float = 90.0) -> Supervisor:
         made.append(
             Supervisor(roles, log_folder=tmp_path / "logs", say=said.append, broker=broker, ready_seconds=ready_seconds)
         )
@@ -102,7 +101,7 @@ def test_a_killed_role_comes_back_and_is_told(
     supervisor.start()
     killed = _pid(tmp_path, "worker")
     os.kill(killed, signal.SIGKILL)
-    supervisor.watch(until=_by(20, lambda: "worker is ready again." in said))
+    supervisor.watch(until=_by(90, lambda: "worker is ready again." in said))
     assert alive(_pid(tmp_path, "worker"))
     assert _pid(tmp_path, "worker") != killed
     assert said[0].startswith("worker ended (exit code 137). It is started again in 0.5 s; see ")
@@ -115,7 +114,7 @@ def test_the_delay_doubles_while_a_role_keeps_dying(
     supervisor = supervise(_role(tmp_path, "worker", dies_later))
     supervisor.start()
     os.kill(_pid(tmp_path, "worker"), signal.SIGKILL)
-    supervisor.watch(until=_by(20, lambda: len(said) == 3))
+    supervisor.watch(until=_by(90, lambda: len(said) == 3))
     assert [re.findall(r"again in (\S+) s", line) for line in said] == [["0.5"], ["1"], ["2"]]
     assert "worker ended while starting (exit code 3)" in said[2]
 
@@ -130,18 +129,22 @@ def test_a_role_that_dies_at_the_start_is_named_with_its_last_words(
 
 def test_a_role_that_never_gets_ready_is_named_and_killed(tmp_path: Path, supervise: Callable[..., Supervisor]) -> None:
     supervisor = supervise(_role(tmp_path, "worker", DEAF), ready_seconds=1.0)
-    with pytest.raises(RoleFailed, match=r"worker was not ready after 1 s\.\n(?s:.)*I am deaf"):
+    with pytest.raises(RoleFailed, match=r"worker was not ready after 1 s\."):
         supervisor.start()
 
 
-def test_deaf_roles_do_not_hold_up_the_stop(tmp_path: Path, supervise: Callable[..., Supervisor]) -> None:
+def test_deaf_roles_share_the_time_to_stop(
+    tmp_path: Path, supervise: Callable[..., Supervisor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ackline.infra.supervisor.STOP_SECONDS", 4.0)
+    names = [f"deaf-{number}" for number in range(8)]
     deaf = STEADY.replace("sys.exit(0)", "pass")
-    supervisor = supervise(*(_role(tmp_path, name, deaf) for name in ("one", "two", "three")))
+    supervisor = supervise(*(_role(tmp_path, name, deaf) for name in names))
     supervisor.start()
     began = time.monotonic()
     supervisor.stop()
-    assert time.monotonic() - began < 10
-    assert not any(alive(_pid(tmp_path, name)) for name in ("one", "two", "three"))
+    assert time.monotonic() - began < 8 * 4.0  # about 6 s
+    assert not any(alive(_pid(tmp_path, name)) for name in names)
 
 
 def test_a_role_with_a_url_is_ready_when_that_answers(tmp_path: Path, supervise: Callable[..., Supervisor]) -> None:
@@ -177,9 +180,10 @@ def test_nothing_that_a_role_left_behind_survives_it(tmp_path: Path, supervise: 
 def test_a_role_ends_when_its_supervisor_is_killed(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
-        supervisor = Supervisor([_role(tmp_path, "worker")], log_folder=tmp_path / "logs", say=print)
-        supervisor.start()
-        os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            Supervisor([_role(tmp_path, "worker")], log_folder=tmp_path / "logs", say=print).start()
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     worker = _pid(tmp_path, "worker")
     until(lambda: not alive(worker), what="the worker to end")
@@ -199,7 +203,7 @@ def test_a_broker_that_dies_comes_back(
 ) -> None:
     supervisor = supervise(broker=own_broker)
     own_broker.kill()
-    supervisor.watch(until=_by(100, lambda: "The broker is ready again, with what it had." in said))
+    supervisor.watch(until=_by(200, lambda: "The broker is ready again, with what it had." in said))
     assert takes_credentials(own_broker.amqp_url)
 
 

@@ -28,7 +28,7 @@ def ackline(*arguments: str, folder: Path, **variables: str) -> subprocess.Compl
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -135,6 +135,8 @@ def test_a_mistake_is_one_line_on_standard_error(
 
 def test_a_reader_that_stops_reading_is_no_stack_trace(tmp_path: Path) -> None:
     program = f"{sys.executable} -m ackline.infra topology show | head -n 1"
-    done = subprocess.run(["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
     assert done.stdout.startswith("exchange ackline.messages")
     assert done.stderr == ""

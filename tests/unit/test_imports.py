@@ -107,7 +107,7 @@ def test_an_import_that_points_upwards_would_be_noticed(line: str) -> None:
 def loaded_by(module: str) -> set[str]:
     """The top-level modules in a fresh interpreter after the import of *module*."""
     program = f"import {module}, sys, json; print(json.dumps(sorted({{n.partition('.')[0] for n in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return set(json.loads(done.stdout))
 
 

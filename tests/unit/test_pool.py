@@ -40,11 +40,11 @@ def test_as_many_items_run_at_once_as_there_are_threads() -> None:
     together = threading.Barrier(4)
 
     def meet() -> None:
-        together.wait(10)
+        together.wait(90)
 
     for _ in range(3):
         pool.submit(meet)
-    together.wait(10)
+    together.wait(90)
     _stop(pool, "parallel")
 
 
@@ -53,7 +53,7 @@ def test_stop_returns_what_was_not_begun_and_lets_what_runs_finish() -> None:
 
     def slow() -> None:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(90)
         done.set()
 
     def never() -> None:
@@ -61,13 +61,13 @@ def test_stop_returns_what_was_not_begun_and_lets_what_runs_finish() -> None:
 
     pool = Pool(1, _run, "stopping")
     pool.submit(slow)
-    assert begun.wait(10)
+    assert begun.wait(90)
     pool.submit(never)
     pool.submit(never)
     assert pool.stop() == [never, never]
     assert not done.is_set()
     go_on.set()
-    assert done.wait(10)
+    assert done.wait(90)
     until(lambda: not _alive("stopping"), what="the thread to end")
 
 
@@ -81,6 +81,6 @@ def test_an_item_that_raises_costs_no_thread(caplog: pytest.LogCaptureFixture) -
         pool = Pool(1, _run, "failing")
         pool.submit(fails)
         pool.submit(done.set)
-        assert done.wait(10)
+        assert done.wait(90)
     assert "a worker thread failed on an item" in caplog.text
     _stop(pool, "failing")
