@@ -212,6 +212,10 @@ class Table:
         value = self.get(name)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
 
+    def flag(self, name: str) -> bool:
+        """Whether *name* holds a boolean true."""
+        return self.raw_value(name) == b"t\x01"
+
     def table(self, name: str) -> Table:
         """The table that *name* holds; an empty one when it holds none."""
         value = self.raw_value(name)

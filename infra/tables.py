@@ -267,6 +267,7 @@ deliveries = Table(
     Column("attempts", Integer, nullable=False),  # recorded tries of the handler since the last redrive
     Column("first_at", UtcTime, nullable=False),
     Column("changed_at", UtcTime, nullable=False),
+    Column("due_at", UtcTime),  # its retry comes not before then
     Column("last_error", Text),
     Column("worker", Text, nullable=False),
     CheckConstraint(_one_of("state", DeliveryState), name="state"),
