@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,19 @@ from tests.mail import MailSink
 
 def pytest_report_header() -> str:
     return test_broker.header()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep a log with surrogates, which tests of broken text write, from ending a run by pytest-xdist.
+
+    Its workers send what was captured as UTF-8.
+    """
+    report = yield
+    report.sections = [
+        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections if report.failed
+    ]
+    return report
 
 
 @pytest.fixture(scope="session")
