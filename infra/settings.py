@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import re
 import socket
 from functools import lru_cache
 from pathlib import Path
@@ -23,9 +25,26 @@ from pydantic_settings import (
 )
 
 from ackline.infra.errors import ConfigurationError
+from ackline.infra.hosts import AllowedHosts
 
 CONFIG_FILE = "ackline.toml"
 UP_FILE = "up.json"
+#: What may be uploaded when nothing else is set: kinds whose contents the gateway can check, none of which runs code.
+UPLOAD_TYPES = (
+    "image/png",
+    "image/jpeg",
+    "image/gif",
+    "image/webp",
+    "image/tiff",
+    "image/heic",
+    "text/csv",
+    "text/plain",
+    "application/pdf",
+    "application/json",
+    "application/zip",
+)
+#: An origin as browsers send it (RFC 6454, 6.2): no path, not even a slash.
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 
 class Settings(BaseSettings):
@@ -60,7 +79,30 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(), description="comma-separated keys that the gateway takes as `Authorization: Bearer`", repr=False
     )
-    max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0, description="largest body that the gateway takes")
+    max_body_bytes: int = Field(default=4 * 1024 * 1024, gt=0, description="largest message that the gateway takes")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated origins, https://host[:port], whose web pages may call the gateway"
+    )
+    max_upload_bytes: int = Field(default=100 * 1024 * 1024, gt=0, description="largest file that the gateway takes")
+    upload_types: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=UPLOAD_TYPES, description="comma-separated MIME types that may be uploaded; * stands for anything"
+    )
+    uploads_url: str | None = Field(
+        default=None, description="fsspec URL of the folder of uploads; in the data folder when not set", repr=False
+    )
+    max_batch: int = Field(default=10_000, gt=0, description="messages in one request at most")
+    max_batch_bytes: int = Field(default=16 * 1024 * 1024, gt=0, description="largest body of a batch")
+    outbox_most: int = Field(
+        default=1_000_000, gt=0, description="messages waiting in the outbox, above which the gateway answers 503"
+    )
+
+    callback_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(),
+        description="comma-separated hosts that may be called back: hooks.example.com, *.example.com, 10.0.0.0/8",
+    )
+    callback_secret: str | None = Field(
+        default=None, description="whsec_... that callbacks are signed with; else the database's own", repr=False
+    )
 
     concurrency: int = Field(default=8, ge=1, le=1000, description="handlers that a worker runs at once")
     prefetch: int = Field(default=100, ge=1, le=65535, description="messages that a consumer holds unacked at most")
@@ -71,11 +113,25 @@ class Settings(BaseSettings):
     )
     mail_from: str = Field(default="ackline@localhost", description="sender of a mail that names none")
 
-    @field_validator("app", "api_keys", mode="before")
+    @field_validator("app", "api_keys", "callback_hosts", "cors_origins", "upload_types", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("callback_hosts")
+    @classmethod
+    def _are_hosts(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        AllowedHosts(value)
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is no origin such as https://shop.example.com, in lower case and no more")
         return value
 
     @classmethod
@@ -101,6 +157,21 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The database's URL: the one that is set, else SQLite in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'ackline.db'}"
+
+    @property
+    def uploads(self) -> str:
+        """The fsspec URL of the folder of uploads: the one that is set, else in the data folder."""
+        return self.uploads_url or f"file://{self.data_dir.absolute() / 'uploads'}"
+
+    @property
+    def acting(self) -> str:
+        """Who acts on the command line: as configured, else the system's user."""
+        if self.actor:
+            return self.actor
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):  # a user without a name, as in a container
+            return "unknown"
 
     @property
     def broker(self) -> str:
