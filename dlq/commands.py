@@ -12,7 +12,6 @@ import click
 
 from ackline.consumers.consumer import load_consumers
 from ackline.dlq import display
-from ackline.dlq.display import console
 from ackline.dlq.redrive import Consumers
 from ackline.dlq.reviewer import Reviewer
 from ackline.dlq.store import Store
@@ -23,6 +22,7 @@ from ackline.infra.logs import configure_logging
 from ackline.infra.settings import Settings, settings
 from ackline.infra.stopping import stop_on_signal
 from ackline.infra.tables import OPEN_ITEM_STATES, DeadLetterState, ItemState
+from ackline.infra.terminal import console, line
 
 #: What `list --state` takes besides a state.
 ALL_STATES = "all"
@@ -132,7 +132,7 @@ def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
     rows = [store.find(reference) for reference in references]
     asked = store.request_redrive([row.id for row in rows], _actor(configured), _consumers(configured, rows))
     for reason in asked.refused.values():
-        print(f"ackline: {display.line(reason)}", file=sys.stderr)
+        print(f"ackline: {line(reason)}", file=sys.stderr)
     items = list(asked.items.values())
     if not wait:
         for row_id in asked.items:
@@ -207,13 +207,13 @@ def _follow(store: Store, item_ids: list[str], timeout: float) -> list[str]:
         waits = item.error or (
             "is the reviewer running?" if item.state == ItemState.WAITING else "sent, not answered yet"
         )
-        print(f"{item.dead_letter_id}: still under way after {timeout:g} s ({display.line(waits)})", flush=True)
+        print(f"{item.dead_letter_id}: still under way after {timeout:g} s ({line(waits)})", flush=True)
     return sorted(open_ids)
 
 
 def _told(store: Store, item: Item) -> str:
     if item.state == ItemState.HANDLED:
-        return f"{item.dead_letter_id}: handled by {display.line(item.consumer)}"
+        return f"{item.dead_letter_id}: handled by {line(item.consumer)}"
     if item.state == ItemState.FAILED:
         return f"{item.dead_letter_id}: in review again: {display.error(store.get(item.dead_letter_id))}"
-    return f"{item.dead_letter_id}: {display.line(item.error or item.state)}"
+    return f"{item.dead_letter_id}: {line(item.error or item.state)}"

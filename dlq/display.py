@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,45 +14,18 @@ from rich.console import Console, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
-from ackline.dlq.deadletter import clean, time
+from ackline.dlq.deadletter import time
 from ackline.dlq.view import Detail, Summary
 from ackline.infra import wire
 from ackline.infra.properties import Properties
 from ackline.infra.table import text
+from ackline.infra.terminal import line, moment, plain, printable
 
-#: Columns of a pipe: nothing is cut there.
-_UNBOUNDED = 1_000_000
 #: Columns from which on the list has one line per dead letter.
 _WIDE = 180
 #: Headers that `show` has in better places.
 _TOLD_ELSEWHERE = {wire.HISTORY, wire.TRACEBACK, wire.REASON}
 _STYLES = {"in review": "yellow", "redriving": "cyan", "handled": "green", "discarded": "dim"}
-
-
-def console() -> Console:
-    """Standard output: colours and the terminal's width on a terminal; neither in a pipe."""
-    width = None if sys.stdout.isatty() else _UNBOUNDED
-    return Console(width=width, markup=False, highlight=False, emoji=False)
-
-
-def printable(value: str) -> str:
-    """*value* with every character that could steer a terminal shown as an escape; lines stay lines."""
-    shown = clean(value)
-    if shown.isprintable():
-        return shown
-    return "".join(
-        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape").decode() for char in shown
-    )
-
-
-def line(value: str) -> str:
-    """*value* printable and in one line."""
-    return " ".join(printable(value).split())
-
-
-def moment(at: datetime | None) -> str:
-    """A time for people: UTC, to the second."""
-    return at.strftime("%Y-%m-%d %H:%M:%SZ") if at else ""
 
 
 def error(row: Summary) -> str:
@@ -222,18 +194,3 @@ def _payload_json(payload: bytes) -> tuple[str | None, str | None]:
         return payload.decode(), None
     except UnicodeDecodeError:
         return None, b64encode(payload).decode()
-
-
-def plain(value: Any) -> Any:
-    """*value* in what JSON knows: times in ISO 8601, bytes and odd numbers as text."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    if isinstance(value, datetime):
-        return value.isoformat().replace("+00:00", "Z")
-    if isinstance(value, bytes):
-        return text(value)
-    if value is None or isinstance(value, (str, bool, int)):
-        return value
-    return value if isinstance(value, float) and math.isfinite(value) else str(value)

@@ -20,11 +20,11 @@ from sqlalchemy import Engine
 from ackline.dlq import deadletter, outcome
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.feed import Arrival, Feed
-from ackline.dlq.outage import Outage
 from ackline.dlq.outcome import NotAnOutcome, Outcome
 from ackline.dlq.sender import Sender
 from ackline.dlq.store import Store
 from ackline.infra.names import DEAD, OUTCOMES, UNROUTED
+from ackline.infra.outage import Outage
 from ackline.infra.ready import ready
 from ackline.infra.topology import declare
 from ackline.infra.wire import now

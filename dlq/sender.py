@@ -6,10 +6,10 @@ import logging
 import threading
 from concurrent.futures import Future, wait
 
-from ackline.dlq.outage import Outage
 from ackline.dlq.redrive import Claim
 from ackline.dlq.store import Store
 from ackline.infra.names import RETURN
+from ackline.infra.outage import Outage
 from ackline.producer.errors import ForkedError, Nacked, PublisherClosed, PublishTimeout
 from ackline.producer.publisher import Publisher
 

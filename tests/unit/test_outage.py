@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from ackline.dlq.outage import Outage
 from ackline.infra.database import DatabaseUnavailable
+from ackline.infra.outage import Outage
 
 
 def test_an_outage_is_told_when_it_begins_and_when_it_ends(caplog: pytest.LogCaptureFixture) -> None:

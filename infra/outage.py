@@ -1,4 +1,4 @@
-"""The database is away: said once, waited for with patience."""
+"""The database or the broker is away: said once, waited for with patience."""
 
 from __future__ import annotations
 
