@@ -12,7 +12,7 @@ import click
 from ackline.infra.definitions import definitions
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.management import Management
-from ackline.infra.settings import settings
+from ackline.infra.settings import Settings, settings
 from ackline.infra.topology import ConsumerQueue, Topology, declare
 from ackline.infra.topology import topology as topology_of
 from ackline.infra.topology_diff import diff as differences
@@ -20,13 +20,14 @@ from ackline.infra.topology_diff import diff as differences
 PASSWORD_VARIABLE = "ACKLINE_EXPORT_PASSWORD"  # noqa: S105
 
 
-def consumer_queues() -> list[ConsumerQueue]:
+def consumer_queues(configured: Settings | None = None) -> list[ConsumerQueue]:
     """The consumers of the configured application.
 
     They come by the entry point group `ackline.consumers`, a function from settings to them: `infra` imports nothing
     above it.
     """
-    return [queue for point in entry_points(group="ackline.consumers") for queue in point.load()(settings())]
+    chosen = configured or settings()
+    return [queue for point in entry_points(group="ackline.consumers") for queue in point.load()(chosen)]
 
 
 @click.group()
