@@ -34,6 +34,7 @@ from ackline.consumers.consumer import Consumer
 from ackline.consumers.context import Context
 from ackline.consumers.handling import Delivery, Outgoing, Settlement, handle
 from ackline.consumers.pool import Pool
+from ackline.consumers.running import Running
 from ackline.consumers.subscription import Subscription, Ticket
 from ackline.infra.errors import AcklineError
 from ackline.infra.link import BrokerUnreachable, Link
@@ -75,6 +76,7 @@ class Worker:
         self._link = Link(
             url, f"worker consumes {self.name}", on_up=self._up, on_down=self._down, on_refused=self._refused
         )
+        self._running = Running(self.send, self.later)
         self._pool: Pool[tuple[Subscription, Ticket, Delivery]] = Pool(concurrency, self._run, "handler")
         self._subscriptions = [
             Subscription(found, self._link, prefetch=prefetch, deliver=self._deliver, consuming=self._consuming)
@@ -202,7 +204,9 @@ class Worker:
             self.answered()  # the connection was lost while it waited; the broker delivers it again
             return
         try:
-            settlement = handle(subscription.consumer, delivery, worker=self.name, call=self._call)
+            settlement = handle(
+                subscription.consumer, delivery, worker=self.name, call=self._call, running=self._running
+            )
         except Exception:
             log.exception("%s: a delivery could not be settled; rejected, to review", subscription.consumer.name)
             settlement = Settlement(reject=True)
@@ -271,6 +275,7 @@ class _Settling:
         self._ticket = ticket
         self._settlement = settlement
         self._left = len(settlement.outgoing)
+        self._report = settlement.report
         self._over = False
         self._lock = threading.Lock()
 
@@ -278,7 +283,7 @@ class _Settling:
         if self._settlement.reject:
             self._answer(self._subscription.reject)
         elif not self._left:
-            self._answer(self._subscription.finish)
+            self._all_sent()
         else:
             for outgoing in self._settlement.outgoing:
                 self._send(outgoing, _RETRY_FIRST)
@@ -296,7 +301,7 @@ class _Settling:
                 self._left -= 1
                 done = self._left == 0
             if done:
-                self._answer(self._subscription.finish)
+                self._all_sent()
         elif isinstance(error, MessageTooLarge):
             self._cannot_be_sent(error)
         else:
@@ -307,6 +312,15 @@ class _Settling:
                 error,
             )
             self._worker.later(wait, partial(self._send, outgoing, min(wait * 2, _RETRY_MOST)))
+
+    def _all_sent(self) -> None:
+        """What follows from the delivery is confirmed: report it, then ack."""
+        report, self._report = self._report, None
+        if report is None:
+            self._answer(self._subscription.finish)
+            return
+        self._left = 1
+        self._send(report, _RETRY_FIRST)
 
     def _cannot_be_sent(self, error: BaseException) -> None:
         fallback = self._settlement.fallback

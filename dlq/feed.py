@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,14 +45,13 @@ class Arrival(NamedTuple):
 class Feed:
     """Consumes *queues* until it is stopped, whatever becomes of the connection."""
 
-    def __init__(self, url: str, queues: Sequence[str], *, declare: Callable[[], object], prefetch: int) -> None:
-        """declare: puts the topology right; raises `BrokerUnreachable` when it should be tried again.
+    def __init__(self, url: str, queues: Mapping[str, int], *, declare: Callable[[], object]) -> None:
+        """queues: how many unacked deliveries of each to hold in memory at most.
 
-        prefetch: unacked deliveries of each queue at most, held in memory.
+        declare: puts the topology right; raises `BrokerUnreachable` when it should be tried again.
         """
         self._queues = queues
         self._declare = declare
-        self._prefetch = prefetch
         self._link = Link(
             url, f"reviewer {process_name()}", on_up=self._up, on_down=self._down, on_refused=self._refused
         )
@@ -190,8 +189,8 @@ class Feed:
         self._answers = Answers(self._link, channel)
         channel.add_on_close_callback(self._closed)
         channel.add_on_cancel_callback(self._cancelled)
-        channel.basic_qos(prefetch_count=self._prefetch)
-        for queue in self._queues:
+        for queue, prefetch in self._queues.items():
+            channel.basic_qos(prefetch_count=prefetch)  # it holds for the consumer that is begun next
             channel.basic_consume(queue, partial(self._on_message, queue), callback=self._consumes)
 
     def _consumes(self, _frame: Any) -> None:

@@ -193,12 +193,14 @@ def _claim(row: Any) -> Claim:
     stored = Properties.from_wire(row.properties)
     if not stored.message_id:  # then the row's own is the id for life
         stored = stored.copy(message_id=row.message_id)
+    came = trail(stored, row.exchange, row.routing_key, trusted=row.trusted)
     way = Trail(
         consumer=row.consumer,
         redrive=row.item_id,
+        track=came.track,
         exchange=row.exchange,
         routing_key=row.routing_key,
-        set_aside=trail(stored, row.exchange, row.routing_key, trusted=row.trusted).set_aside,
+        set_aside=came.set_aside,
     )
     return Claim(row.item_id, row.id, row.consumer, republished(stored, way), row.payload)
 

@@ -1,5 +1,8 @@
 """The reviewer: takes dead letters and outcomes from the broker into the database, and runs redrives.
 
+Outcomes of redriven messages answer their redrives; those of tracked messages become their status, which is kept for a
+while and then forgotten.
+
 Threads: the I/O thread of the `Feed` consumes and acks; the main thread reads, commits, then has them acked; the
 `Sender` publishes redrives on a connection of its own. Nothing is acked before it is committed, so what the reviewer
 has not stored the broker still has, whatever happens to either.
@@ -14,6 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from datetime import timedelta
 
 from sqlalchemy import Engine
 
@@ -23,19 +27,24 @@ from ackline.dlq.feed import Arrival, Feed
 from ackline.dlq.outcome import NotAnOutcome, Outcome
 from ackline.dlq.sender import Sender
 from ackline.dlq.store import Store
+from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import DEAD, OUTCOMES, UNROUTED
 from ackline.infra.outage import Outage
 from ackline.infra.ready import ready
+from ackline.infra.settings import STATUS_KEEP_DAYS
 from ackline.infra.topology import declare
 from ackline.infra.wire import now
 from ackline.producer.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
-#: Deliveries of each queue that are held unacked at most; two batches, so that one arrives while one is committed.
-PREFETCH = 500
+#: Deliveries of each queue that are held unacked at most, so that some arrive while others are committed. Outcomes are
+#: small, and as many as the workers handle.
+PREFETCH = {DEAD: 500, UNROUTED: 500, OUTCOMES: 2000}
 #: Deliveries, and bytes of payload, in one transaction at most.
-BATCH, BATCH_BYTES = 250, 32 * 1024 * 1024
+BATCH, BATCH_BYTES = 1000, 32 * 1024 * 1024
+#: Seconds between looks for statuses to forget, and how many are deleted in one transaction at most.
+FORGET_SECONDS, FORGET_BATCH = 60.0, 1000
 #: Seconds that a batch waits for more.
 LINGER_SECONDS = 0.03
 #: Seconds before a dead letter that could not be stored is delivered again.
@@ -47,15 +56,22 @@ CONNECT_SECONDS = 30.0
 class Reviewer:
     """Runs until `stop`. One is enough; several share the work."""
 
-    def __init__(self, url: str, engine: Engine, *, grace_seconds: float = 10.0) -> None:
-        """url: the broker. engine: the database, whose tables are up to date. grace_seconds: how long `stop` takes."""
+    def __init__(
+        self, url: str, engine: Engine, *, grace_seconds: float = 10.0, status_keep_days: float = STATUS_KEEP_DAYS
+    ) -> None:
+        """url: the broker. engine: the database, whose tables are up to date. grace_seconds: how long `stop` takes.
+
+        status_keep_days: a status that has not changed for so long is forgotten.
+        """
         self._store = Store(engine)
-        self._feed = Feed(url, (DEAD, UNROUTED, OUTCOMES), declare=lambda: declare(url), prefetch=PREFETCH)
+        self._feed = Feed(url, PREFETCH, declare=lambda: declare(url))
+        self._status_kept = timedelta(days=status_keep_days)
+        self._forget_at = 0.0
         self._sender = Sender(self._store, Publisher(url, name="reviewer redrives"))
         self._grace = grace_seconds
         self._stopping = threading.Event()
         self._outage = Outage("taking dead letters", self._stopping)
-        #: Outcomes that no worker wrote, or that answer no redrive of this database.
+        #: Outcomes that no worker wrote, or that the database does not take, or that answer no redrive of it.
         self.strange_outcomes = 0
 
     def run(self) -> None:
@@ -70,6 +86,7 @@ class Reviewer:
             ready()
             while not self._stopping.is_set():
                 self._take(timeout=0.25)
+                self._forget()
             deadline = time.monotonic() + self._grace
             self._finish(deadline)
         finally:
@@ -140,10 +157,22 @@ class Reviewer:
                 continue
             self._outage.over()
             for found in strange:
-                self._note_strange(f"it answers no redrive: {found.redrive_item_id} of {found.message_id}")
+                about = f"of {found.message_id} for {found.consumer}, redrive {found.redrive_item_id or 'none'}"
+                self._note_strange(f"it answers no redrive, or the database does not take it: {about}")
             self._feed.ack(arrivals)
             break
         return True
+
+    def _forget(self) -> None:
+        """Delete some of the statuses that have not changed for long, when it is time to look for them."""
+        if time.monotonic() < self._forget_at:
+            return
+        try:
+            forgotten = self._store.forget_deliveries(now() - self._status_kept, FORGET_BATCH)
+        except DatabaseUnavailable as error:
+            log.warning("old statuses stay for another %g s: %s", FORGET_SECONDS, error)
+            forgotten = 0
+        self._forget_at = time.monotonic() + (0.0 if forgotten == FORGET_BATCH else FORGET_SECONDS)
 
     def _read_outcome(self, arrival: Arrival) -> Outcome | None:
         try:

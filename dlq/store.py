@@ -7,12 +7,13 @@ nothing of it happened.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, func, select, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ackline.dlq import intake, redrive
+from ackline.dlq import intake, redrive, tracking
 from ackline.dlq.audit import record
 from ackline.dlq.deadletter import DeadLetter, clean
 from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
@@ -66,10 +67,41 @@ class Store:
                     unstored.append(Unstored(index, said[0][:300]))
         return unstored
 
-    def outcomes(self, outcomes: Iterable[Outcome]) -> list[Outcome]:
-        """Note what workers report. Returns those that answer no redrive of ours."""
+    def outcomes(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Note what workers report, in one transaction. Returns those that tell nothing: they answer no redrive of
+        ours, or the database does not take them.
+        """
+        try:
+            with writing(self._engine) as connection:
+                return self._note(connection, outcomes)
+        except (SQLAlchemyError, ValueError):
+            return self._note_one_by_one(outcomes)
+
+    def _note_one_by_one(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        strange = []
         with writing(self._engine) as connection:
-            return redrive.succeeded(connection, outcomes)
+            for outcome in outcomes:
+                try:
+                    with connection.begin_nested():
+                        strange += self._note(connection, [outcome])
+                except (SQLAlchemyError, ValueError) as error:
+                    if isinstance(error, DBAPIError) and is_outage(error):
+                        raise
+                    strange.append(outcome)
+        return strange
+
+    def _note(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        tracking.fold(connection, outcomes)
+        answers = [outcome for outcome in outcomes if outcome.answers_redrive]
+        return redrive.succeeded(connection, answers) if answers else []
+
+    def forget_deliveries(self, before: datetime, limit: int) -> int:
+        """Delete up to *limit* rows of tracked deliveries that have not changed since *before*. Returns how many."""
+        with reading(self._engine) as connection:  # mostly there are none, and then nobody has to wait for a writer
+            if not tracking.has_old(connection, before):
+                return 0
+        with writing(self._engine) as connection:
+            return tracking.forget(connection, before, limit)
 
     def claim(self, limit: int, seconds: float) -> list[Claim]:
         """Up to *limit* redrive items to publish now, marked as issued; nobody else gets them for *seconds*."""

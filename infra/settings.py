@@ -29,6 +29,8 @@ from ackline.infra.hosts import AllowedHosts
 
 CONFIG_FILE = "ackline.toml"
 UP_FILE = "up.json"
+#: Days after its last change that the status of a tracked message is kept.
+STATUS_KEEP_DAYS = 30.0
 #: What may be uploaded when nothing else is set: kinds whose contents the gateway can check, none of which runs code.
 UPLOAD_TYPES = (
     "image/png",
@@ -102,6 +104,10 @@ class Settings(BaseSettings):
     )
     callback_secret: str | None = Field(
         default=None, description="whsec_... that callbacks are signed with; else the database's own", repr=False
+    )
+
+    status_keep_days: float = Field(
+        default=STATUS_KEEP_DAYS, gt=0, description="days after its last change that the status of a message is kept"
     )
 
     concurrency: int = Field(default=8, ge=1, le=1000, description="handlers that a worker runs at once")

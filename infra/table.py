@@ -214,7 +214,7 @@ class Table:
 
     def flag(self, name: str) -> bool:
         """Whether *name* holds a boolean true."""
-        return self.raw_value(name) == b"t\x01"
+        return self.get(name) is True
 
     def table(self, name: str) -> Table:
         """The table that *name* holds; an empty one when it holds none."""

@@ -13,11 +13,13 @@ A message that fails travels: consumer queue -> retry tier -> `ackline.return` -
 | `ackline-traceback` | on a dead letter: the end of the traceback |
 | `ackline-due` | not before this time (UTC milliseconds): a delay longer than the longest tier |
 | `ackline-redrive` | id of the redrive that sent it |
+| `ackline-track` | true: every delivery is accounted for by id |
 | `ackline-original` | table: `exchange`, `routing_key`, and the properties set aside |
 
 **Whom to believe.** Upstream clients may write to `ackline.messages` only. So these headers are read on what came
 through `ackline.return` or to `ackline.dead`, where only Ackline writes, and are somebody's invention on what came from
-anywhere else: ignored, and dropped when the message is published again.
+anywhere else: ignored, and dropped when the message is published again. But for `ackline-track`, which anybody may ask
+for: it is believed wherever it comes from, on a message that has an id to be found by.
 
 **What is set aside** when a message is published again: `expiration` (it would vanish from a retry tier before its
 time), `user_id` (another's closes the channel), `reply_to`, and the headers `CC` and `BCC` (the message would go to
@@ -34,7 +36,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 from ackline.infra.names import RETURN
 from ackline.infra.properties import PERSISTENT, Properties
@@ -48,6 +49,7 @@ REASON = "ackline-reason"
 TRACEBACK = "ackline-traceback"
 DUE = "ackline-due"
 REDRIVE = "ackline-redrive"
+TRACK = "ackline-track"
 ORIGINAL = "ackline-original"
 
 #: Bytes of a reason, a traceback and a history at most; all of our headers together stay below 8 KB.
@@ -65,23 +67,44 @@ _SET_ASIDE_HEADERS = (b"CC", b"BCC")
 _SET_ASIDE_PROPERTIES = ("expiration", "user_id", "reply_to")
 
 #: Octets of a header frame besides the properties: frame header (7), class, weight and size (12), frame end (1).
-_HEADER_FRAME_OVERHEAD = 20
+HEADER_FRAME_OVERHEAD = 20
 #: RabbitMQ's default `frame_max`, also the most that pika asks for.
 FRAME_MAX = 131_072
 
 
+#: Random octets, taken from the system many at a time: a call costs more than the id.
+_RANDOM_POOL = 4096
+
 _last_uuid7 = 0
+_random = b""
+_random_at = 0
 _uuid7_lock = threading.Lock()
 
 
 def uuid7() -> str:
     """A new message id: UUIDv7 (RFC 9562), increasing within a process, thread-safe."""
-    global _last_uuid7
+    global _last_uuid7, _random, _random_at
     with _uuid7_lock:
         # 48 bits of milliseconds, then 12 bits of their fraction (RFC 9562, 6.2, method 3).
         _last_uuid7 = stamp = max(time.time_ns() * 4096 // 1_000_000, _last_uuid7 + 1)
-    tail = int.from_bytes(os.urandom(8)) & ((1 << 62) - 1)
-    return str(UUID(int=(stamp >> 12) << 80 | 7 << 76 | (stamp & 0xFFF) << 64 | 2 << 62 | tail))
+        if _random_at + 8 > len(_random):
+            _random, _random_at = os.urandom(_RANDOM_POOL), 0
+        tail = int.from_bytes(_random[_random_at : _random_at + 8]) & ((1 << 62) - 1)
+        _random_at += 8
+    return (
+        f"{stamp >> 28:08x}-{stamp >> 12 & 0xFFFF:04x}-7{stamp & 0xFFF:03x}-{0x8000 | tail >> 48:04x}-"
+        f"{tail & 0xFFFFFFFFFFFF:012x}"
+    )
+
+
+def _forget_randomness() -> None:
+    """In a forked child: what the parent has left would make the same ids, and its lock may be held."""
+    global _random, _uuid7_lock
+    _random = b""
+    _uuid7_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_randomness)
 
 
 def now() -> datetime:
@@ -114,6 +137,7 @@ class Trail:
     history: tuple[Attempt, ...] = ()
     due: datetime | None = None
     redrive: str | None = None
+    track: bool = False
     exchange: str = ""
     routing_key: str = ""
     set_aside: Table = field(default_factory=Table)
@@ -144,9 +168,10 @@ def trail(properties: Properties, exchange: str, routing_key: str, *, trusted: b
     exchange, routing_key: as the broker says them of this delivery. trusted: whether only Ackline can have written the
     headers; when None, that is so for what came through `ackline.return`.
     """
-    if not (exchange == RETURN if trusted is None else trusted):
-        return Trail(exchange=exchange, routing_key=routing_key)
     headers = properties.headers
+    track = bool(properties.message_id) and headers.flag(TRACK)
+    if not (exchange == RETURN if trusted is None else trusted):
+        return Trail(track=track, exchange=exchange, routing_key=routing_key)
     original = headers.table(ORIGINAL)
     attempt = headers.number(ATTEMPT) or 1
     return Trail(
@@ -156,6 +181,7 @@ def trail(properties: Properties, exchange: str, routing_key: str, *, trusted: b
         history=_read_history(headers.text(HISTORY)),
         due=_due(headers.number(DUE)),
         redrive=headers.text(REDRIVE),
+        track=track,
         exchange=original.text("exchange") or "",
         routing_key=original.text("routing_key") or routing_key,
         set_aside=original.select(lambda name: name not in (b"exchange", b"routing_key")),
@@ -190,6 +216,8 @@ def republished(properties: Properties, trail: Trail, extra: Mapping[str, Any] |
         ours[FIRST_FAILED_AT] = trail.first_failed_at
     if trail.redrive:
         ours[REDRIVE] = trail.redrive
+    if trail.track:
+        ours[TRACK] = True
     if trail.due:
         ours[DUE] = int(trail.due.timestamp() * 1000)
     return properties.copy(
@@ -218,7 +246,7 @@ def _travels_or_aside(name: bytes) -> bool:
 
 def fits_into_a_frame(properties: Properties, frame_max: int = FRAME_MAX) -> bool:
     """Whether the header frame is small enough; a larger one closes the connection."""
-    return sum(map(len, properties.encode())) + _HEADER_FRAME_OVERHEAD <= frame_max
+    return sum(map(len, properties.encode())) + HEADER_FRAME_OVERHEAD <= frame_max
 
 
 def cut(value: str, size: int) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from pydantic import BaseModel, SecretStr, field_validator
 
 from ackline.consumers import Context, Reject, RetryLater, RetryPolicy, fixed
 from ackline.consumers.consumer import Consumer
-from ackline.consumers.handling import Delivery, Outgoing, Settlement, handle
+from ackline.consumers.handling import Delivery, Outgoing, Running, Settlement, handle
 from ackline.infra import wire
 from ackline.infra.names import DEAD, MESSAGES, OUTCOMES, RETURN
 from ackline.infra.properties import Properties
@@ -54,6 +55,7 @@ def _handled(
     routing_key: str = TYPE,
     retry: RetryPolicy | None = None,
     tries: list[tuple[BaseModel, Context]] | None = None,
+    running: Running | None = None,
     **properties: Any,
 ) -> Settlement:
     """What follows from a delivery to the consumer `billing`, whose handler *does* something, then *raises*."""
@@ -69,7 +71,13 @@ def _handled(
     given = Properties(**{"message_id": "m-1", "type": TYPE} | properties)
     # As it comes from the wire: raw.
     received = Properties.from_wire(given.wire)
-    return handle(billing, Delivery(exchange, routing_key, received, body), worker=WORKER, call=call)
+    delivery = Delivery(exchange, routing_key, received, body)
+    return handle(billing, delivery, worker=WORKER, call=call, running=running or _unwatched)
+
+
+@contextmanager
+def _unwatched(report: Callable[[], Outgoing]) -> Iterator[None]:
+    yield
 
 
 def _returned(**arguments: Any) -> Settlement:
@@ -134,24 +142,132 @@ def test_an_enlisted_message_that_can_never_be_sent_is_a_dead_letter_that_says_s
 
 
 def test_a_redriven_delivery_reports_that_it_was_handled() -> None:
-    outgoing = _only(_returned(headers={wire.REDRIVE: "r-7", wire.ATTEMPT: 2}))
-    assert (outgoing.exchange, outgoing.routing_key) == (OUTCOMES, "handled.billing")
-    event = json.loads(outgoing.body)
-    assert event.pop("at")
-    assert event == {
-        "event": "handled",
-        "message_id": "m-1",
-        "consumer": "billing",
-        "redrive": "r-7",
-        "attempt": 2,
-        "worker": WORKER,
-    }
+    settlement = _returned(headers={wire.REDRIVE: "r-7", wire.ATTEMPT: 2})
+    assert settlement.outgoing == ()
+    assert _reported(settlement) == _event("handled", attempt=2) | {"redrive": "r-7"}
 
 
 def test_a_redriven_delivery_that_fails_reports_nothing_and_stays_redriven() -> None:
     settlement = _returned(headers={wire.REDRIVE: "r-7"}, raises=ValueError("no"))
     assert _only(settlement).exchange == "ackline.retry.5s"
     assert _headers(settlement)[wire.REDRIVE] == "r-7"
+    assert settlement.report is None
+
+
+# --- what is reported of tracked messages ------------------------------------------------------------------
+
+TRACKED = {wire.TRACK: True}
+
+
+def _event(event: str, attempt: int = 1) -> dict[str, Any]:
+    """A report without its times."""
+    return {
+        "event": event,
+        "message_id": "m-1",
+        "consumer": "billing",
+        "type": TYPE,
+        "attempt": attempt,
+        "worker": WORKER,
+    }
+
+
+def _reported(found: Settlement | Outgoing) -> dict[str, Any]:
+    """The report, without the time at which it was made."""
+    report = found.report if isinstance(found, Settlement) else found
+    assert report is not None
+    event: dict[str, Any] = json.loads(report.body)
+    assert (report.exchange, report.routing_key) == (OUTCOMES, f"{event['event']}.billing")
+    assert report.properties.delivery_mode == 2
+    assert datetime.fromisoformat(event.pop("at")).tzinfo is not None
+    return event
+
+
+def test_of_a_message_that_is_not_tracked_nothing_is_reported() -> None:
+    for settlement in (_handled(), _handled(raises=ValueError("no")), _handled(raises=Reject("no"))):
+        assert settlement.report is None
+
+
+def test_anybody_may_have_a_message_tracked() -> None:
+    assert _reported(_handled(headers=TRACKED)) == _event("handled")
+
+
+@pytest.mark.parametrize("value", ["true", 1, "1", False, None, [True], {"a": True}])
+def test_only_a_boolean_true_asks_for_tracking(value: Any) -> None:
+    assert _handled(headers={wire.TRACK: value}).report is None
+
+
+def test_a_message_without_an_id_cannot_be_tracked() -> None:
+    assert _handled(headers=TRACKED, message_id=None).report is None
+
+
+def test_what_the_handler_published_is_confirmed_before_it_is_reported_as_handled() -> None:
+    settlement = _handled(headers=TRACKED, does=lambda context: context.publish(Paid(id="A-1")))
+    assert _only(settlement).exchange == MESSAGES
+    assert _reported(settlement) == _event("handled")
+    assert settlement.fallback is not None
+    dead = settlement.fallback(ValueError("larger than the broker takes"))
+    assert _reported(dead)["event"] == "dead", "and nobody has heard that it was handled"
+
+
+def test_a_failure_that_is_retried_is_reported_with_its_error_and_when_the_retry_comes() -> None:
+    before = wire.now()
+    event = _reported(_handled(headers=TRACKED, raises=ValueError("no such customer")))
+    due = datetime.fromisoformat(event.pop("due"))
+    assert event == _event("retried") | {"error": "ValueError: no such customer"}
+    assert before + timedelta(seconds=5) <= due <= wire.now() + timedelta(seconds=5)
+
+
+def test_a_delay_beyond_the_longest_tier_is_reported_whole_and_parking_again_is_not_reported() -> None:
+    before = wire.now()
+    first = _handled(headers=TRACKED, raises=RetryLater("3h"))
+    assert datetime.fromisoformat(_reported(first)["due"]) >= before + timedelta(hours=3)
+    parked = _returned(headers=_headers(first))
+    assert _only(parked).exchange == "ackline.retry.1h"
+    assert parked.report is None
+
+
+def test_a_failure_for_good_is_reported_with_the_reason_that_the_dead_letter_has() -> None:
+    settlement = _handled(headers=TRACKED, raises=Reject("the account is closed"))
+    assert _reported(settlement) == _event("dead") | {"error": "the account is closed"}
+    long = _handled(headers=TRACKED, raises=Reject("x" * 5_000))
+    assert _reported(long)["error"] == _reason(long)
+
+
+def test_a_body_that_no_handler_sees_is_reported_as_dead() -> None:
+    event = _reported(_handled(headers=TRACKED, body=b"{}"))
+    assert event == _event("dead") | {"error": f"the body is no {TYPE}: id: Field required"}
+
+
+def test_tracking_lasts_through_retries_and_dead_lettering() -> None:
+    first = _handled(headers=TRACKED, raises=ValueError("one"))
+    again = _returned(headers=_headers(first), raises=ValueError("two"))
+    assert _reported(again) == _event("retried", attempt=2) | {
+        "error": "ValueError: two",
+        "due": json.loads(again.report.body)["due"] if again.report else None,
+    }
+    dead = _returned(headers=_headers(again), raises=ValueError("three"))
+    assert _reported(dead)["attempt"] == 3
+    assert _headers(dead)[wire.TRACK] is True
+
+
+def test_a_handler_runs_inside_the_watch_that_can_report_its_beginning() -> None:
+    seen: list[dict[str, Any]] = []
+
+    @contextmanager
+    def running(report: Callable[[], Outgoing]) -> Iterator[None]:
+        seen.append(_reported(report()))
+        yield
+        seen.append({})
+
+    _handled(headers=TRACKED, running=running, does=lambda context: seen.append({"handler": 1}))
+    assert seen == [_event("started"), {"handler": 1}, {}]
+    seen.clear()
+    history = _headers(_handled(headers=TRACKED, raises=ValueError("no such customer")))
+    _returned(headers=history, running=running)
+    assert seen[0] == _event("started", attempt=2) | {"error": "ValueError: no such customer"}
+    seen.clear()
+    _handled(running=running)
+    assert seen == [], "what is not tracked is not watched"
 
 
 # --- retries -----------------------------------------------------------------------------------------------
@@ -355,7 +471,7 @@ def test_no_more_than_three_wrong_fields_are_named() -> None:
 
     wide = Consumer("wide", print, {"test.handling.wide": Wide}, fixed(), False, False)
     delivery = Delivery(MESSAGES, "test.handling.wide", Properties(), b"{}")
-    settlement = handle(wide, delivery, worker=WORKER, call=lambda *_: None)
+    settlement = handle(wide, delivery, worker=WORKER, call=lambda *_: None, running=_unwatched)
     assert _reason(settlement).endswith("a: Field required; b: Field required; c: Field required; and 2 more")
 
 
