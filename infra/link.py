@@ -1,15 +1,14 @@
-"""One connection to RabbitMQ that keeps itself open, on an I/O thread of its own.
+"""One connection to RabbitMQ that keeps itself open, on an I/O thread of its own or on an asyncio loop.
 
-This is the only module that knows pika. The I/O thread runs pika's event loop and nothing else: never a handler,
-never a database, so heartbeats go out and `connection.blocked` and `basic.cancel` are noticed whatever handlers do.
-Who owns a `Link` gets its callbacks on that thread, and uses channels on that thread only (`Link.call` goes there).
+The I/O thread runs pika's event loop and nothing else: never a handler, never a database, so heartbeats go out and
+`connection.blocked` and `basic.cancel` are noticed whatever handlers do. Who owns a `Link` gets its callbacks on that
+thread, and uses channels on that thread only (`Link.call` goes there). `ackline.infra.loops` has the choice of place.
 
 Publishing and consuming take two links: an alarm on the broker blocks a connection that has published, acks included.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -19,7 +18,6 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pika
-from pika.adapters.select_connection import IOLoop
 from pika.exceptions import (
     AMQPError,
     ConnectionClosedByBroker,
@@ -27,11 +25,10 @@ from pika.exceptions import (
     ProbableAuthenticationError,
     StreamLostError,
 )
-from pika.frame import Header, decode_frame
-from pika.spec import FRAME_HEADER
 
+from ackline.infra.connection import Connection
 from ackline.infra.errors import AcklineError, ConfigurationError
-from ackline.infra.properties import Properties
+from ackline.infra.loops import AsyncioLoop, Loop, ThreadLoop
 from ackline.infra.wire import FRAME_MAX
 
 log = logging.getLogger(__name__)
@@ -51,20 +48,6 @@ class BrokerUnreachable(AcklineError):
 
 class BrokerRefused(AcklineError):
     """RabbitMQ answers and refuses: the password, the vhost, or a permission is wrong."""
-
-
-class _Connection(pika.SelectConnection):
-    """pika's connection with a decoder of header frames that cannot fail (see `ackline.infra.properties`)."""
-
-    def _read_frame(self) -> Any:
-        buffer = self._frame_buffer
-        if len(buffer) < 8 or buffer[0] != FRAME_HEADER:
-            return decode_frame(buffer)
-        end = 8 + int.from_bytes(buffer[3:7])
-        if end > len(buffer):
-            return 0, None
-        properties: Any = Properties.from_wire(bytes(buffer[19 : end - 1]))
-        return end, Header(int.from_bytes(buffer[1:3]), int.from_bytes(buffer[11:19]), properties)
 
 
 def parameters(url: str, name: str) -> pika.URLParameters:
@@ -149,9 +132,10 @@ def _root(error: BaseException) -> BaseException:
 class Link:
     """A connection that reconnects by itself until it is stopped. Thread-safe but for what says otherwise.
 
-    on_up(connection): called on the I/O thread when the connection is open; open channels on it there.
-    on_down(reason): called on the I/O thread when an open connection is lost; its channels and delivery tags are void.
-    on_refused(reason): called on the I/O thread when the broker refuses the user, the password or the vhost.
+    on_up(connection): called on the loop when the connection is open; open channels on it there.
+    on_down(reason): called on the loop when an open connection is lost; its channels and delivery tags are void.
+    on_refused(reason): called on the loop when the broker refuses the user, the password or the vhost.
+    on_asyncio: runs on the asyncio loop that runs now, instead of an I/O thread.
     """
 
     def __init__(
@@ -159,9 +143,10 @@ class Link:
         url: str,
         name: str,
         *,
-        on_up: Callable[[pika.SelectConnection], None],
+        on_up: Callable[[Any], None],
         on_down: Callable[[AcklineError], None] = lambda reason: None,
         on_refused: Callable[[AcklineError], None] = lambda reason: None,
+        on_asyncio: bool = False,
     ) -> None:
         self.name = name
         self.url = url
@@ -169,13 +154,10 @@ class Link:
         self._on_up = on_up
         self._on_down = on_down
         self._on_refused = on_refused
-        self._loop = IOLoop()
-        self._thread = threading.Thread(target=self._run, name=f"ackline-io {name}", daemon=True)
-        self._lock = threading.Lock()
-        self._closed = False
+        self._loop: Loop = AsyncioLoop() if on_asyncio else ThreadLoop(name)
         self._stopping = False
         self._backoff = BACKOFF_FIRST
-        self._connection: pika.SelectConnection | None = None
+        self._connection: Connection | None = None
         self._changed = threading.Condition()
         #: Why the connection is not open; None while it is.
         self.error: AcklineError | None = BrokerUnreachable(f"RabbitMQ at {address(url)} has not answered yet.")
@@ -190,10 +172,10 @@ class Link:
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
-        self._thread.start()
+        self._loop.start(self._connect, lambda: self.drop("after an internal error"), self._abandon)
 
     def wait_up(self, timeout: float) -> None:
-        """Wait until the connection is open.
+        """Wait until the connection is open. Not on the loop.
 
         Raises `BrokerRefused` at once when the broker refuses it, `BrokerUnreachable` after *timeout* seconds.
         """
@@ -210,89 +192,70 @@ class Link:
         """Whether the connection is open."""
         return self.error is None
 
-    @property
-    def on_io_thread(self) -> bool:
-        """Whether the caller is on the I/O thread."""
-        return threading.get_ident() == self._thread.ident
-
     def call(self, function: Callable[[], None]) -> None:
-        """Have *function* run on the I/O thread soon. Nothing happens after `stop`."""
-        with self._lock:
-            if not self._closed:
-                self._loop.add_callback_threadsafe(function)
+        """Have *function* run on the loop soon. Nothing happens after `stop`."""
+        self._loop.call(function)
 
     def stop(self, timeout: float = 5.0) -> None:
-        """Close the connection and end the I/O thread, within *timeout* seconds or so."""
-        if self._thread.ident is None:
-            self._finish()
+        """Close the connection for good, within *timeout* seconds or so; at once, and unasked, on its own loop."""
+        if self._loop.here:
+            self._abandon()
             return
-        self.call(self._stop_on_io)
-        if not self.on_io_thread:
-            self._thread.join(timeout)
-            if self._thread.is_alive():  # a broker that does not answer our close
-                self.call(self._abandon)
-                self._thread.join(1.0)
+        self.call(self._stop)
+        if not self._loop.join(timeout):  # a broker that does not answer our close
+            self.call(self._abandon)
+            self._loop.join(1.0)
 
-    # --- on the I/O thread -----------------------------------------------------------------------------
+    async def astop(self, timeout: float = 5.0) -> None:
+        """`stop` for asyncio: awaits the end."""
+        self.call(self._stop)
+        if not await self._loop.ended(timeout):
+            self.call(self._abandon)
+            await self._loop.ended(1.0)
 
-    def later(self, seconds: float, function: Callable[[], None]) -> object:
-        """Have *function* run on the I/O thread in *seconds*. Call on the I/O thread only."""
-        handle: object = self._loop.call_later(seconds, function)
-        return handle
+    # --- on the loop -----------------------------------------------------------------------------------
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Have *function* run on the loop in *seconds*. Call on the loop only."""
+        self._loop.later(seconds, function)
 
     def drop(self, reason: str) -> None:
-        """Give up the present connection and make another. Call on the I/O thread only."""
+        """Give up the present connection and make another. Call on the loop only."""
         log.warning("%s: %s; connecting again", self.name, reason)
         if self._connection is not None:
-            self._connection._terminate_stream(AMQPError(reason))
+            self._connection.drop(AMQPError(reason))
 
-    def _run(self) -> None:
-        self._connect()
-        while not self._stopping:
-            try:
-                self._loop.start()
-            except Exception:
-                # A bug of ours in a callback. The broker still holds everything unacked: begin again on a new one.
-                log.exception("%s: the I/O thread failed", self.name)
-                with contextlib.suppress(Exception):
-                    self.drop("after an internal error")
-        self._finish()
-
-    def _finish(self) -> None:
-        with self._lock:
-            if not self._closed:
-                self._closed = True
-                self._loop.close()
-
-    def _stop_on_io(self) -> None:
+    def _stop(self) -> None:
         self._stopping = True
         connection = self._connection
         if connection is None or connection.is_closed:
-            self._loop.stop()
+            self._loop.end()
         elif self.blocked:  # the broker reads nothing from it, so it would not see our close either
             self._abandon()
         elif not connection.is_closing:
             connection.close()
 
     def _abandon(self) -> None:
-        """Close the socket without a word, so that not even a silent broker leaves it open."""
-        if self._connection is not None and not self._connection.is_closed:
-            self._connection._terminate_stream(AMQPError("closed by us"))
+        """Close the socket without a word, for good."""
+        self._stopping = True
+        if self._connection is None or self._connection.is_closed:
+            self._loop.end()
+        else:
+            self._connection.drop(AMQPError("closed by us"))
 
     def _connect(self) -> None:
         if self._stopping:
             return
-        self._connection = _Connection(
+        self._connection = self._loop.connection(
             self._parameters,
             on_open_callback=self._opened,
             on_open_error_callback=self._failed,
             on_close_callback=self._lost,
-            custom_ioloop=self._loop,
         )
         self._connection.add_on_connection_blocked_callback(self._alarm_on)
         self._connection.add_on_connection_unblocked_callback(self._alarm_off)
 
-    def _opened(self, connection: pika.SelectConnection) -> None:
+    def _opened(self, connection: Connection) -> None:
         if self._stopping:
             connection.close()
             return
@@ -303,13 +266,13 @@ class Link:
         self._say(None)
         self._on_up(connection)
 
-    def _failed(self, connection: pika.SelectConnection, error: BaseException) -> None:
+    def _failed(self, connection: Connection, error: BaseException) -> None:
         reason = explain(error, self.url)
         if isinstance(reason, BrokerRefused):
             self._on_refused(reason)
         self._again(reason)
 
-    def _lost(self, connection: pika.SelectConnection, error: BaseException) -> None:
+    def _lost(self, connection: Connection, error: BaseException) -> None:
         if connection is not self._connection:
             return
         self.losses += 1
@@ -321,12 +284,12 @@ class Link:
     def _again(self, reason: AcklineError) -> None:
         if self._stopping:
             self._say(reason)
-            self._loop.stop()
+            self._loop.end()
             return
         if self._backoff == BACKOFF_FIRST:
             log.warning("%s: %s Connecting again until it answers.", self.name, reason)
         self._say(reason)
-        self._loop.call_later(self._backoff * random.uniform(0.7, 1.3), self._connect)  # noqa: S311
+        self.later(self._backoff * random.uniform(0.7, 1.3), self._connect)  # noqa: S311
         self._backoff = min(self._backoff * 2, BACKOFF_MOST)
 
     def _say(self, error: AcklineError | None) -> None:
@@ -334,11 +297,11 @@ class Link:
             self.error = error
             self._changed.notify_all()
 
-    def _alarm_on(self, connection: pika.SelectConnection, method: Any) -> None:
+    def _alarm_on(self, connection: Connection, method: Any) -> None:
         reason = method.method.reason
         self.blocked = reason.decode("utf-8", "replace") if isinstance(reason, bytes) else str(reason)
         log.warning("%s: RabbitMQ blocks publishing: %s", self.name, self.blocked)
 
-    def _alarm_off(self, connection: pika.SelectConnection, method: Any) -> None:
+    def _alarm_off(self, connection: Connection, method: Any) -> None:
         log.info("%s: RabbitMQ takes messages again", self.name)
         self.blocked = None

@@ -11,27 +11,32 @@ it was routed to. Until then it may be anywhere. Four things can come instead of
 - *a closed channel*: the broker found fault with one of the messages in flight and does not say with which. They are
   sent again one at a time until it closes again; the one that was alone is the one, and gets the reason.
 
-**Threads.** Any number of threads call `put`. They append to a queue and wake the I/O thread once per batch; the I/O
-thread alone touches the channel and the table of what is in flight.
+**Where it runs.** On an I/O thread, for any number of threads; or on an asyncio loop, for the tasks of that loop. Who
+calls `put` appends to a queue and wakes the loop once per batch; the loop alone touches the channel and the table of
+what is in flight. The frames of a batch are written as one piece of bytes, and the acks that arrive together answered
+together (`ackline.infra.frames`): that, not the broker, is what decides how fast it is.
 """
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future, InvalidStateError, wait
-from typing import Any
+from collections.abc import Iterable
+from concurrent.futures import Future, wait
+from typing import Any, Protocol
 
 import pika
 from pika.channel import Channel
 
+from ackline.infra.connection import Connection
 from ackline.infra.errors import AcklineError
+from ackline.infra.frames import add_message
 from ackline.infra.link import Link
 from ackline.infra.properties import Properties
 from ackline.infra.table import text
-from ackline.infra.wire import FRAME_MAX, fits_into_a_frame
+from ackline.infra.wire import FRAME_MAX, HEADER_FRAME_OVERHEAD
 from ackline.producer.errors import (
     MessageTooLarge,
     Nacked,
@@ -45,90 +50,131 @@ from ackline.producer.errors import (
 
 #: Seconds between looks for messages past their deadline.
 _SWEEP = 0.1
+#: Bytes that are given to the socket at once: more than its buffer takes would be copied again for what is left.
+_WRITE_SIZE = 64 * 1024
 #: AMQP reply codes that close a channel for the fault of one message.
 _ACCESS_REFUSED, _NOT_FOUND, _PRECONDITION_FAILED = 403, 404, 406
+
+
+class Places(Protocol):
+    """A window, as a pipeline sees it."""
+
+    def give(self, places: int) -> None:
+        """Give places back."""
 
 
 class Sending:
     """A message on its way: queued, or in flight and waiting for its confirm."""
 
-    __slots__ = ("body", "deadline", "exchange", "future", "properties", "result", "returned", "routing_key", "sent")
+    __slots__ = (
+        "body",
+        "deadline",
+        "exchange",
+        "future",
+        "method",
+        "placed",
+        "properties",
+        "result",
+        "returned",
+        "routing_key",
+        "sent",
+    )
 
     def __init__(
-        self, exchange: str, routing_key: str, properties: Properties, body: bytes, deadline: float, result: Any
+        self,
+        exchange: str,
+        routing_key: str,
+        method: bytes,
+        properties: bytes,
+        body: bytes,
+        deadline: float,
+        future: Future[Any] | asyncio.Future[Any],
+        result: Any = None,
+        placed: bool = False,
     ) -> None:
+        """method, properties: as frames carry them. placed: it has a place in the window. deadline: monotonic time."""
         self.exchange = exchange
         self.routing_key = routing_key
+        self.method = method
         self.properties = properties
         self.body = body
         self.deadline = deadline
+        self.future = future
         self.result = result
-        self.future: Future[Any] = Future()
+        self.placed = placed
         self.returned: str | None = None
         self.sent = False
 
     @property
-    def message_id(self) -> str | None:
-        return text(self.properties.message_id) if self.properties.message_id else None
+    def message_id(self) -> bytes | None:
+        return Properties.from_wire(self.properties).message_id
 
     def fail(self, error: PublishError) -> None:
         if not self.future.done():
-            error.message_id = self.message_id
-            with contextlib.suppress(InvalidStateError):  # cancelled by its owner meanwhile
-                self.future.set_exception(error)
+            message_id = self.message_id
+            error.message_id = text(message_id) if message_id else None
+            self.future.set_exception(error)
 
     def confirm(self) -> None:
         if not self.future.done():
-            try:  # noqa: SIM105 - the hot path
-                self.future.set_result(self.result)
-            except InvalidStateError:  # cancelled by its owner meanwhile
-                pass
+            self.future.set_result(self.result)
 
 
 class Pipeline:
     """Publishes what it is given on a connection of its own, and answers each message by its future.
 
-    Unbounded: who puts messages in bounds how many are under way.
+    Unbounded: who puts messages in bounds how many are under way, by *window* if they say that they have a place there.
     """
 
-    def __init__(self, url: str, name: str) -> None:
-        """url: the broker. name: of the connection, as the management UI shows it."""
-        self.link = Link(url, name, on_up=self._up, on_down=self._down)
+    def __init__(self, url: str, name: str, window: Places, *, on_asyncio: bool = False) -> None:
+        """url: the broker. name: of the connection, as the management UI shows it.
+
+        on_asyncio: runs on the asyncio loop that runs now, instead of an I/O thread.
+        """
+        self.link = Link(url, name, on_up=self._open_channel, on_down=self._down, on_asyncio=on_asyncio)
+        self._window = window
         self._start_lock = threading.Lock()
         self._queue: deque[Sending] = deque()
         self._in_flight: dict[int, Sending] = {}
         self._channel: Channel | None = None
         self._next_tag = 1
+        #: No tag below it is in flight.
+        self._lowest_tag = 1
         self._ready = False
         self._alone = 0
         self._returns: list[tuple[bytes | None, str, str, str]] = []
         self._woken = False
-        self._started = False
+        self.started = False
         self._closed = False
 
     # --- from any thread -------------------------------------------------------------------------------
 
     def put(self, sending: Sending) -> None:
         """Publish *sending*; returns at once. Its future has the answer, by its deadline or soon after."""
-        if not fits_into_a_frame(sending.properties, self.link.frame_max):
-            sending.fail(_too_large(self.link.frame_max))
-        elif self._closed:
-            sending.fail(PublisherClosed("The publisher is closed; the message was not sent."))
-        else:
+        if len(sending.properties) + HEADER_FRAME_OVERHEAD > self.link.frame_max:
+            self._fail(sending, _too_large(self.link.frame_max))
+            return
+        if self._closed:
+            self._fail(sending, PublisherClosed("The publisher is closed; the message was not sent."))
+            return
+        if not self.started:
             self.start()
-            self._queue.append(sending)
-            self._wake()
-            if self._closed:  # by another thread meanwhile, which may have looked at the queue before this
-                sending.fail(PublisherClosed("The publisher was closed meanwhile; the message was not sent."))
+        self._queue.append(sending)
+        # One wake-up per batch. Racing threads may wake twice, which costs little; never zero times, because the
+        # flag is lowered before the queue is read.
+        if not self._woken:
+            self._woken = True
+            self.link.call(self._drain)
+        if self._closed:  # by another thread meanwhile, which may have looked at the queue before this
+            self._fail(sending, PublisherClosed("The publisher was closed meanwhile; the message was not sent."))
 
     def start(self) -> None:
         """Begin to connect, and return at once."""
-        if not self._started:
-            with self._start_lock:
-                if not self._started:
-                    self._started = True
-                    self.link.start()
-                    self.link.call(self._sweep)
+        with self._start_lock:
+            if not self.started:
+                self.started = True
+                self.link.start()
+                self.link.call(self._sweep)
 
     @property
     def problem(self) -> str | None:
@@ -150,38 +196,67 @@ class Pipeline:
         return [sending for sending in [*self._queue, *self._in_flight.values()] if not sending.future.done()]
 
     def close(self, timeout: float) -> None:
-        """Wait until everything has its answer, *timeout* seconds at most, then disconnect; the rest fails."""
+        """Wait until everything has its answer, *timeout* seconds at most, then disconnect; the rest fails.
+
+        For one that runs on an asyncio loop see `aclose`; this closes it at once, on its loop.
+        """
+        if self._closed:
+            return
+        deadline = time.monotonic() + timeout
+        while (pending := self._awaited_by_threads()) and (left := deadline - time.monotonic()) > 0:
+            wait(pending, left)
+        self._closed = True
+        self.link.stop()
+        self._fail_the_rest()
+
+    async def aclose(self, timeout: float) -> None:
+        """`close`, on the asyncio loop that it runs on."""
         if self._closed:
             return
         deadline = time.monotonic() + timeout
         while (pending := self.pending()) and (left := deadline - time.monotonic()) > 0:
-            wait([sending.future for sending in pending], left)
+            await asyncio.wait([sending.future for sending in pending], timeout=left)  # type: ignore[type-var]
         self._closed = True
-        self.link.stop()
+        if self.started:
+            await self.link.astop()
+        self._fail_the_rest()
+
+    def _awaited_by_threads(self) -> list[Future[Any]]:
+        return [sending.future for sending in self.pending() if isinstance(sending.future, Future)]
+
+    def _fail_the_rest(self) -> None:
         for sending in self.pending():
-            sending.fail(PublisherClosed("The publisher was closed before the confirm came: it may have arrived."))
+            self._fail(
+                sending, PublisherClosed("The publisher was closed before the confirm came: it may have arrived.")
+            )
 
-    def _wake(self) -> None:
-        # One wake-up per batch. Racing threads may wake twice, which costs little; never zero times, because the
-        # flag is lowered before the queue is read.
-        if not self._woken:
-            self._woken = True
-            self.link.call(self._drain)
+    def _fail(self, sending: Sending, error: PublishError) -> None:
+        sending.fail(error)
+        self._let_go([sending])
 
-    # --- on the I/O thread -----------------------------------------------------------------------------
+    def _let_go(self, sendings: Iterable[Sending]) -> None:
+        """Give back the places of *sendings*."""
+        places = 0
+        for sending in sendings:
+            if sending.placed:
+                sending.placed = False
+                places += 1
+        if places:
+            self._window.give(places)
 
-    def _up(self, connection: pika.SelectConnection) -> None:
-        self._open_channel(connection)
+    # --- on the loop -----------------------------------------------------------------------------------
 
-    def _open_channel(self, connection: pika.SelectConnection) -> None:
+    def _open_channel(self, connection: Connection) -> None:
         self._channel = None
         self._ready = False
         connection.channel(on_open_callback=self._channel_opened)
 
     def _channel_opened(self, channel: Channel) -> None:
         self._channel = channel
-        self._next_tag = 1
+        self._next_tag = self._lowest_tag = 1
         self._returns.clear()
+        connection: Any = channel.connection  # pika knows it as its own
+        connection.read_acks(channel.channel_number, self._answer)
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=self._channel_ready)
@@ -197,44 +272,55 @@ class Pipeline:
         """The channel is gone: what has no confirm goes back to the head of the queue, in the order of publishing."""
         self._channel = None
         self._ready = False
-        waiting = [sending for sending in self._in_flight.values() if not sending.future.done()]
-        self._in_flight = {}
-        self._queue.extendleft(reversed(waiting))
+        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        self._queue.extendleft(sending for sending in reversed(in_flight) if not sending.future.done())
+        self._let_go(sending for sending in in_flight if sending.future.done())
 
     def _channel_closed(self, channel: Channel, reason: Any) -> None:
         if channel is not self._channel:
             return
         suspects = [sending for sending in self._in_flight.values() if not sending.future.done()]
         self._requeue()
-        if not channel.connection.is_open:
+        connection: Any = channel.connection
+        if not connection.is_open:
             return
         if len(suspects) == 1:
-            self._queue.popleft().fail(_fault(reason.reply_code, reason.reply_text, suspects[0]))
+            self._fail(self._queue.popleft(), _fault(reason.reply_code, reason.reply_text, suspects[0]))
         # Until that many have been answered, one at a time: see "a closed channel" above.
         self._alone = max(self._alone - 1, 0) if len(suspects) == 1 else len(suspects)
-        self._open_channel(channel.connection)
+        self._open_channel(connection)
 
     def _drain(self) -> None:
         self._woken = False
         channel = self._channel
-        if not self._ready or channel is None or self.link.blocked:
+        if not self._ready or channel is None or not channel.is_open or self.link.blocked:
             return
-        queue = self._queue
-        frame_max = self.link.frame_max
-        while queue and not (self._alone and self._in_flight):
+        connection: Any = channel.connection
+        queue, in_flight, frame_max = self._queue, self._in_flight, self.link.frame_max
+        number, tag = channel.channel_number, self._next_tag
+        pieces: list[bytes] = []
+        size = frames = 0
+        while queue and not (self._alone and in_flight):
             sending = queue.popleft()
             if sending.future.done():
+                self._let_go([sending])
                 continue
             # Queued before the broker said that it takes smaller frames than usual.
-            if frame_max < FRAME_MAX and not fits_into_a_frame(sending.properties, frame_max):
-                sending.fail(_too_large(frame_max))
+            if frame_max < FRAME_MAX and len(sending.properties) + HEADER_FRAME_OVERHEAD > frame_max:
+                self._fail(sending, _too_large(frame_max))
                 continue
-            self._in_flight[self._next_tag] = sending
-            self._next_tag += 1
+            in_flight[tag] = sending
+            tag += 1
             sending.sent = True
-            # `Properties` stands where pika has its own; see `ackline.infra.properties`.
-            properties: Any = sending.properties
-            channel.basic_publish(sending.exchange, sending.routing_key, sending.body, properties, mandatory=True)
+            frames += add_message(pieces, number, frame_max, sending.method, sending.properties, sending.body)
+            size += len(sending.properties) + len(sending.body)
+            if size >= _WRITE_SIZE:
+                connection.write(b"".join(pieces), frames)
+                pieces = []
+                size = frames = 0
+        self._next_tag = tag
+        if pieces:
+            connection.write(b"".join(pieces), frames)
 
     def _on_return(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
         reason = f"{method.reply_code} {method.reply_text}"
@@ -242,31 +328,29 @@ class Pipeline:
 
     def _on_confirm(self, frame: Any) -> None:
         method = frame.method
-        tag: int = method.delivery_tag
-        if method.multiple:
-            tags = []
-            for known in self._in_flight:
-                if known > tag:
-                    break
-                tags.append(known)
-        else:
-            tags = [tag]
-        settled = [sending for known in tags if (sending := self._in_flight.pop(known, None)) is not None]
+        self._answer([(method.delivery_tag, method.multiple)], nacked=isinstance(method, pika.spec.Basic.Nack))
+
+    def _answer(self, acks: list[tuple[int, int]], nacked: bool = False) -> None:
+        """Settle what *acks* (tag, multiple) are for."""
+        in_flight = self._in_flight
+        settled = []
+        for tag, multiple in acks:
+            for known in range(self._lowest_tag, tag + 1) if multiple else (tag,):
+                sending = in_flight.pop(known, None)
+                if sending is not None:
+                    settled.append(sending)
+            if multiple and tag >= self._lowest_tag:
+                self._lowest_tag = tag + 1
         if self._returns:
             self._match_returns(settled)
-        nacked = isinstance(method, pika.spec.Basic.Nack)
         for sending in settled:
             if sending.returned:
                 sending.fail(_unroutable(sending))
             elif nacked:
-                sending.fail(
-                    Nacked(
-                        f"RabbitMQ refused the message for {sending.routing_key!r} (nack): a queue it goes to is full "
-                        "or not available."
-                    )
-                )
+                sending.fail(_nacked(sending))
             else:
                 sending.confirm()
+        self._let_go(settled)
         if self._alone:
             self._alone = max(self._alone - len(settled), 0)
             self._drain()
@@ -276,7 +360,7 @@ class Pipeline:
     def _match_returns(self, settled: list[Sending]) -> None:
         """Mark those of *settled* that were returned: the broker sends a return before the confirm, without its tag."""
         for sending in settled:
-            key = (sending.properties.message_id, sending.exchange, sending.routing_key)
+            key = (sending.message_id, sending.exchange, sending.routing_key)
             for index, (message_id, exchange, routing_key, reason) in enumerate(self._returns):
                 if (message_id, exchange, routing_key) == key:
                     sending.returned = reason
@@ -287,13 +371,15 @@ class Pipeline:
         """Fail what is past its deadline, and look again soon."""
         if self._closed:
             return
+        self.link.later(_SWEEP, self._sweep)
         now = time.monotonic()
-        for sending in self.pending():
-            if sending.deadline <= now:
-                sending.fail(self._timed_out(sending))
+        for sending in [*self._queue, *self._in_flight.values()]:
+            if sending.deadline <= now and not sending.future.done():
+                self._fail(sending, self._timed_out(sending))
+        while self._queue and self._queue[0].future.done():  # else they pile up while the broker is away
+            self._let_go([self._queue.popleft()])
         if self._queue:
             self._drain()  # an alarm that ended does not wake us otherwise
-        self.link.later(_SWEEP, self._sweep)
 
     def _timed_out(self, sending: Sending) -> PublishTimeout:
         known = "It may have arrived: publish again under the same id." if sending.sent else "It was not sent."
@@ -303,6 +389,12 @@ class Pipeline:
 
 def _too_large(frame_max: int) -> MessageTooLarge:
     return MessageTooLarge(f"Its headers do not fit into an AMQP frame ({frame_max:,} bytes); it was not sent.")
+
+
+def _nacked(sending: Sending) -> Nacked:
+    return Nacked(
+        f"RabbitMQ refused the message for {sending.routing_key!r} (nack): a queue it goes to is full or not available."
+    )
 
 
 def _unroutable(sending: Sending) -> Unroutable:

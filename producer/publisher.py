@@ -1,6 +1,7 @@
 """The publisher: mandatory, persistent, with confirms in flight, and an answer for every message.
 
-What a confirm is worth, and what can come instead of it, is told in `ackline.producer.pipeline`.
+What a confirm is worth, and what can come instead of it, is told in `ackline.producer.pipeline`. There is one pipeline
+for all threads, and one for each asyncio loop that publishes, on that loop itself.
 """
 
 from __future__ import annotations
@@ -8,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import os
 import struct
-import threading
 import time
+import weakref
+from collections.abc import Mapping
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -17,13 +19,18 @@ from typing import Any, NamedTuple, Self
 from pydantic import BaseModel
 
 from ackline.infra.errors import AcklineError
+from ackline.infra.frames import publish_method
 from ackline.infra.names import MESSAGES
-from ackline.infra.properties import PERSISTENT, Properties
+from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings, process_name, settings
-from ackline.infra.wire import uuid7
+from ackline.infra.wire import TRACK, cut, uuid7
+from ackline.producer.confirmation import Confirmation
 from ackline.producer.errors import ForkedError, MessageTooLarge, PublishTimeout
-from ackline.producer.message import encode, type_of
+from ackline.producer.message import contract_of, encode
 from ackline.producer.pipeline import Pipeline, Sending
+from ackline.producer.stamp import Stamp
+from ackline.producer.tracing import trace_headers
+from ackline.producer.window import TaskWindow, Window
 
 #: Seconds that a message may wait for its confirm.
 TIMEOUT = 10.0
@@ -38,11 +45,24 @@ class Receipt(NamedTuple):
     type: str
 
 
+class _OnLoop(NamedTuple):
+    """What serves one asyncio loop."""
+
+    loop: asyncio.AbstractEventLoop
+    window: TaskWindow
+    pipeline: Pipeline
+
+
 class Publisher:
-    """Publishes messages with confirms. Thread-safe; one per process is enough.
+    """Publishes messages with confirms. Thread-safe; one per process is enough, for its threads and its asyncio loop.
 
     Guarantees: when `publish` returns, RabbitMQ has the message. When it raises, the error says what is known.
     """
+
+    _window: Window
+    _pipeline: Pipeline
+    _on_loops: dict[asyncio.AbstractEventLoop, _OnLoop]
+    _closed: bool
 
     def __init__(
         self, url: str, *, name: str = "publisher", app_id: str = "ackline", max_in_flight: int = MAX_IN_FLIGHT
@@ -56,8 +76,9 @@ class Publisher:
         self._name = name
         self._app_id = app_id
         self._max_in_flight = max_in_flight
-        self._fork_lock = threading.Lock()
+        self._stamps: dict[type[BaseModel], Stamp] = {}
         self._reset()
+        _publishers.add(self)
 
     @classmethod
     def connect(cls, with_settings: Settings | None = None, *, name: str = "publisher", timeout: float = 10.0) -> Self:
@@ -75,7 +96,7 @@ class Publisher:
             raise
         return publisher
 
-    # --- publishing ------------------------------------------------------------------------------------
+    # --- publishing, from threads ----------------------------------------------------------------------
 
     def publish(
         self,
@@ -83,15 +104,23 @@ class Publisher:
         *,
         message_id: str | None = None,
         correlation_id: str | None = None,
-        headers: dict[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        track: bool | None = None,
         timeout: float = TIMEOUT,
     ) -> Receipt:
         """Publish a message and wait for its confirm, *timeout* seconds at most.
 
-        message_id: the id of an earlier try, to try again; a new UUIDv7 otherwise. Raises `PublishError`.
+        message_id: the id of an earlier try, to try again; a new UUIDv7 otherwise. headers: further ones; without a
+        `traceparent` among them, that of the current OpenTelemetry span is sent. track: whether its deliveries are
+        accounted for by id; what the contract says otherwise. Raises `PublishError`.
         """
         future = self.submit(
-            instance, message_id=message_id, correlation_id=correlation_id, headers=headers, timeout=timeout
+            instance,
+            message_id=message_id,
+            correlation_id=correlation_id,
+            headers=headers,
+            track=track,
+            timeout=timeout,
         )
         # The I/O thread fails the future at its deadline; the second is for an I/O thread that is itself held up.
         return future.result(timeout + 1.0)
@@ -102,15 +131,38 @@ class Publisher:
         *,
         message_id: str | None = None,
         correlation_id: str | None = None,
-        headers: dict[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        track: bool | None = None,
         timeout: float = TIMEOUT,
     ) -> Future[Receipt]:
         """Publish a message and return at once with a future of its receipt; it fails with a `PublishError`.
 
-        Waits, within *timeout* seconds, while `max_in_flight` messages have no confirm.
+        Waits, within *timeout* seconds, while `max_in_flight` messages have no confirm. The future cannot be cancelled.
         Raises `InvalidMessage` at once for what is no message, `PublishTimeout` when it had to wait too long.
         """
-        return self._submit(self._message(instance, message_id, correlation_id, headers), timeout)
+        deadline = time.monotonic() + timeout
+        future: Confirmation[Receipt] = Confirmation()
+        sending = self._sending(instance, message_id, correlation_id, headers, track, deadline, future)
+        pipeline, window = self._pipeline, self._window
+        if not window.take(deadline):
+            raise self._no_room(pipeline, sending, timeout)
+        sending.placed = True
+        pipeline.put(sending)
+        return future
+
+    def send(
+        self, exchange: str, routing_key: str, properties: Properties, body: bytes, *, timeout: float = TIMEOUT
+    ) -> Future[None]:
+        """Publish something ready-made (a retry, a dead letter, a redrive); a future that fails with `PublishError`.
+
+        Never waits, so that it can be called on any thread: the caller bounds what it has in flight. Raises
+        `MessageTooLarge` at once for a routing key that AMQP cannot hold.
+        """
+        future: Confirmation[None] = Confirmation()
+        self._pipeline.put(_ready_made(exchange, routing_key, properties, body, timeout, future))
+        return future
+
+    # --- publishing, in asyncio ------------------------------------------------------------------------
 
     async def apublish(
         self,
@@ -118,113 +170,159 @@ class Publisher:
         *,
         message_id: str | None = None,
         correlation_id: str | None = None,
-        headers: dict[str, Any] | None = None,
+        headers: Mapping[str, Any] | None = None,
+        track: bool | None = None,
         timeout: float = TIMEOUT,
     ) -> Receipt:
-        """`publish` for asyncio: awaits the confirm without holding up the event loop."""
-        made = self._message(instance, message_id, correlation_id, headers)
-        if self._window.acquire(blocking=False):
-            future = self._send_message(made, timeout)
-        else:  # all of it in the thread: a task that is cancelled while it waits must not keep the place it then gets
-            future = await asyncio.to_thread(self._submit, made, timeout)
-        return await asyncio.wrap_future(future)
+        """`publish` for asyncio: awaits the confirm, on a connection that runs on this loop.
 
-    def send(
-        self, exchange: str, routing_key: str, properties: Properties, body: bytes, *, timeout: float = TIMEOUT
-    ) -> Future[None]:
-        """Publish something ready-made (a retry, a dead letter, a redrive); a future that fails with `PublishError`.
-
-        Never waits, so that it can be called on any thread: the caller bounds what it has in flight.
+        While `max_in_flight` messages of this loop have no confirm it waits before it sends. A task that is cancelled
+        leaves its message on its way, if it was sent already.
         """
-        self._notice_fork()
-        sending = Sending(exchange, routing_key, properties, body, time.monotonic() + timeout, None)
-        self._pipeline.put(sending)
-        return sending.future
+        deadline = time.monotonic() + timeout
+        here = self._here()
+        future: asyncio.Future[Receipt] = here.loop.create_future()
+        sending = self._sending(instance, message_id, correlation_id, headers, track, deadline, future)
+        if not await here.window.take(deadline):
+            raise self._no_room(here.pipeline, sending, timeout)
+        sending.placed = True
+        here.pipeline.put(sending)
+        return await future
 
-    def _message(
-        self, instance: BaseModel, message_id: str | None, correlation_id: str | None, headers: dict[str, Any] | None
-    ) -> tuple[Properties, bytes, Receipt]:
-        self._notice_fork()  # before a place is taken in the parent's window
-        type_ = type_of(instance)
-        receipt = Receipt(message_id or uuid7(), type_)
+    async def asend(
+        self, exchange: str, routing_key: str, properties: Properties, body: bytes, *, timeout: float = TIMEOUT
+    ) -> None:
+        """`send` for asyncio: awaits the confirm of something ready-made, on a connection that runs on this loop.
+
+        It is in the queue when this first suspends, so tasks that are started in an order publish in that order.
+        Never waits for room: the caller bounds what it has in flight. Raises `PublishError`.
+        """
+        here = self._here()
+        future: asyncio.Future[None] = here.loop.create_future()
+        here.pipeline.put(_ready_made(exchange, routing_key, properties, body, timeout, future))
+        await future
+
+    def _here(self) -> _OnLoop:
+        """The pipeline of the running asyncio loop."""
+        loop = asyncio.get_running_loop()
+        found = self._on_loops.get(loop)
+        if found is None:
+            # Loops that are closed took their connections with them.
+            self._on_loops = {other: on for other, on in self._on_loops.items() if not other.is_closed()}
+            window = TaskWindow(self._max_in_flight)
+            pipeline = Pipeline(self._url, self._connection_name, window, on_asyncio=True)
+            found = self._on_loops[loop] = _OnLoop(loop, window, pipeline)
+            if self._closed:
+                pipeline.close(0)
+        return found
+
+    # --- messages --------------------------------------------------------------------------------------
+
+    def _sending(
+        self,
+        instance: BaseModel,
+        message_id: str | None,
+        correlation_id: str | None,
+        headers: Mapping[str, Any] | None,
+        track: bool | None,
+        deadline: float,
+        future: Future[Receipt] | asyncio.Future[Receipt],
+    ) -> Sending:
+        stamp = self._stamps.get(instance.__class__) or self._stamp(instance)
+        receipt = Receipt(message_id or uuid7(), stamp.type)
+        if stamp.track if track is None else track:
+            headers = {**(headers or {}), TRACK: True}
+        trace = trace_headers()
+        if trace and not (headers and "traceparent" in headers):
+            headers = {**(headers or {}), **trace}
         try:
-            properties = Properties(
-                content_type=b"application/json",
-                delivery_mode=PERSISTENT,
-                message_id=receipt.message_id,
-                timestamp=int(time.time()),
-                type=type_,
-                app_id=self._app_id,
-                correlation_id=correlation_id,
-                headers=headers,
-            )
+            properties = stamp.properties(receipt.message_id, correlation_id, headers)
         except (ValueError, TypeError, struct.error) as error:
             raise MessageTooLarge(f"The message cannot be sent: {error}.", receipt.message_id) from None
-        return properties, encode(instance), receipt
+        body = encode(instance)
+        return Sending(MESSAGES, stamp.type, stamp.method, properties, body, deadline, future, receipt)
 
-    def _submit(self, made: tuple[Properties, bytes, Receipt], timeout: float) -> Future[Receipt]:
-        self._acquire(timeout)
-        return self._send_message(made, timeout)
+    def _stamp(self, instance: BaseModel) -> Stamp:
+        contract = contract_of(instance)
+        stamp = self._stamps[instance.__class__] = Stamp(contract.type, self._app_id, track=contract.track)
+        return stamp
 
-    def _send_message(self, made: tuple[Properties, bytes, Receipt], timeout: float) -> Future[Receipt]:
-        properties, body, receipt = made
-        sending = Sending(MESSAGES, receipt.type, properties, body, time.monotonic() + timeout, receipt)
-        # Bound to this window: what a forked child inherits must not make room in the child's own.
-        window = self._window
-        sending.future.add_done_callback(lambda _: window.release())
-        self._pipeline.put(sending)
-        return sending.future
-
-    def _acquire(self, timeout: float) -> None:
-        if not self._window.acquire(timeout=timeout):
-            raise PublishTimeout(
-                f"{self._max_in_flight} messages have waited for their confirms for {timeout:g} s: "
-                f"{self._pipeline.why_waiting} This message was not sent."
-            )
+    def _no_room(self, pipeline: Pipeline, sending: Sending, timeout: float) -> PublishTimeout:
+        return PublishTimeout(
+            f"{self._max_in_flight} messages have waited for their confirms for {timeout:g} s: "
+            f"{pipeline.why_waiting} This message was not sent.",
+            sending.result.message_id,
+        )
 
     # --- life ------------------------------------------------------------------------------------------
 
     def _reset(self) -> None:
-        self._pid = os.getpid()
-        self._pipeline = Pipeline(self._url, f"{self._name} {process_name()}")
-        self._window = threading.Semaphore(self._max_in_flight)
+        self._connection_name = f"{self._name} {process_name()}"
+        self._window = Window(self._max_in_flight)
+        self._pipeline = Pipeline(self._url, self._connection_name, self._window)
+        self._on_loops = {}
+        self._closed = False
 
-    def _notice_fork(self) -> None:
-        """Begin anew in a forked child: the connection and its thread are the parent's."""
-        if self._pid == os.getpid():
-            return
-        with self._fork_lock:
-            if self._pid == os.getpid():
-                return
-            orphans = self._pipeline.pending()
-            self._reset()
+    def _forked(self) -> None:
+        """Begin anew in a forked child: the connections, and the threads that wait, are the parent's."""
+        orphans = [sending for pipeline in self._pipelines() for sending in pipeline.pending()]
+        self._reset()
         for sending in orphans:
-            sending.fail(ForkedError("This process was forked while the message was under way in its parent."))
+            if isinstance(
+                sending.future, Confirmation
+            ):  # the others belong to an asyncio loop, which does not run here
+                sending.future.forget_threads()
+                sending.fail(ForkedError("This process was forked while the message was under way in its parent."))
+
+    def _pipelines(self) -> list[Pipeline]:
+        return [self._pipeline, *(on.pipeline for on in self._on_loops.values())]
 
     def start(self) -> None:
-        """Begin to connect, and return at once. Publishing does it too."""
-        self._pipeline.start()
+        """Begin to connect, and return at once. Publishing does it too.
+
+        On an asyncio loop it is that loop's own connection, else the one for threads.
+        """
+        (self._pipeline if _running_loop() is None else self._here().pipeline).start()
 
     def wait_until_connected(self, timeout: float = 10.0) -> None:
-        """Connect, and wait until that is done, *timeout* seconds at most.
+        """Connect, for threads, and wait until that is done, *timeout* seconds at most.
 
         Raises `BrokerRefused` or `BrokerUnreachable`.
         """
-        self.start()
+        self._pipeline.start()
         self._pipeline.link.wait_up(timeout)
 
     @property
     def problem(self) -> str | None:
-        """Why a message that is published now would have to wait, in a sentence; None when it would not."""
-        return self._pipeline.problem
+        """Why a message that is published now would have to wait, in a sentence; None when it would not.
+
+        Of its connections that have been started; of the one for threads when none has.
+        """
+        started = [pipeline for pipeline in self._pipelines() if pipeline.started] or [self._pipeline]
+        return next((problem for pipeline in started if (problem := pipeline.problem)), None)
 
     def close(self, timeout: float = TIMEOUT) -> None:
         """Wait until everything submitted is confirmed or failed, *timeout* seconds at most, then disconnect.
 
-        What is left then fails with `PublisherClosed`.
+        What is left then fails with `PublisherClosed`. On an asyncio loop use `aclose`: this fails at once what the
+        tasks of that loop still await.
         """
-        if self._pid == os.getpid():  # else they are the parent's
-            self._pipeline.close(timeout)
+        self._closed = True
+        for on in list(self._on_loops.values()):
+            if on.loop.is_running() and on.loop is not _running_loop():
+                asyncio.run_coroutine_threadsafe(on.pipeline.aclose(timeout), on.loop).result()
+            else:
+                on.pipeline.close(0)
+        self._pipeline.close(timeout)
+
+    async def aclose(self, timeout: float = TIMEOUT) -> None:
+        """`close` for asyncio: awaits the confirms, those of this loop and those of threads."""
+        deadline = time.monotonic() + timeout
+        self._closed = True
+        here = self._on_loops.get(asyncio.get_running_loop())
+        if here is not None:
+            await here.pipeline.aclose(timeout)
+        await asyncio.to_thread(self.close, max(deadline - time.monotonic(), 0))
 
     def __enter__(self) -> Self:
         return self
@@ -233,3 +331,43 @@ class Publisher:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    async def __aenter__(self) -> Self:
+        self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _ready_made(
+    exchange: str, routing_key: str, properties: Properties, body: bytes, timeout: float, future: Any
+) -> Sending:
+    try:
+        method = publish_method(exchange, routing_key)
+    except ValueError:
+        raise MessageTooLarge(
+            f"AMQP allows 255 bytes for an exchange's name and for a routing key: {cut(routing_key, 80)!r} is longer."
+        ) from None
+    return Sending(exchange, routing_key, method, properties.wire, body, time.monotonic() + timeout, future)
+
+
+#: Those of this process, to be told of a fork.
+_publishers: weakref.WeakSet[Publisher] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for publisher in list(_publishers):
+        publisher._forked()
+
+
+os.register_at_fork(after_in_child=_forked)

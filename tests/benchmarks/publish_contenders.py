@@ -71,7 +71,7 @@ def ackline_gather(url: str, count: int) -> None:
     """`await Publisher.apublish` in 500 tasks."""
 
     async def run() -> None:
-        with Publisher(url) as publisher:
+        async with Publisher(url) as publisher:
             await _in_tasks(WARM_UP, lambda number: publisher.apublish(sent(number)))
             with measured(count):
                 await _in_tasks(count, lambda number: publisher.apublish(sent(number), timeout=60))

@@ -234,7 +234,7 @@ def test_asyncio_tasks_that_are_cancelled_while_they_wait_keep_no_place(url: str
     with contextlib.closing(Publisher(url, max_in_flight=2)) as publisher:
         asyncio.run(run(publisher))
         until(lambda: publisher._pipeline.pending() == [], what="the confirms")
-        assert publisher._window._value == 2
+        assert publisher._window.free == 2
         publisher.publish(Number(number=-1))
     assert numbers(url)[-1] == -1
 
@@ -642,7 +642,7 @@ def _what_a_child_sees(publisher: Publisher, pending: Future[Receipt]) -> list[s
     seen = ["own message confirmed", f"the parent's: {type(error).__name__}"]
     assert isinstance(error, ForkedError)
     until(lambda: publisher._pipeline.pending() == [])
-    seen.append(f"in flight at most: {publisher._window._value}")
+    seen.append(f"in flight at most: {publisher._window.free}")
     publisher.close()
     return seen
 

@@ -1,0 +1,101 @@
+"""pika's connections, with what is read and written most made lean, and a decoder that no header can kill.
+
+There are two, for the two places where a connection can run (see `ackline.infra.loops`); what they add to pika is one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pika
+from pika.adapters.asyncio_connection import AsyncioConnection as PikaAsyncioConnection
+from pika.frame import Header, decode_frame
+from pika.spec import FRAME_HEADER
+
+from ackline.infra.frames import ACK_SIZE, ack_head, read_acks
+from ackline.infra.properties import Properties
+
+
+class Connection:
+    """What both connections add to pika's.
+
+    Header frames are decoded on demand and never fail (see `ackline.infra.properties`). A run of acks is read at once,
+    and frames that are bytes already are written at once.
+    """
+
+    _frame_buffer: bytes
+    _ack_head = b""
+    _on_acks: Callable[[list[tuple[int, int]]], None]
+    bytes_received: int
+    bytes_sent: int
+    frames_received: int
+    frames_sent: int
+    #: pika's own.
+    params: Any
+    channel: Any
+    close: Any
+    is_open: bool
+    is_closed: bool
+    is_closing: bool
+    server_properties: Any
+    add_on_connection_blocked_callback: Any
+    add_on_connection_unblocked_callback: Any
+    _adapter_emit_data: Any
+    _process_frame: Any
+    _terminate_stream: Any
+
+    def read_acks(self, channel: int, on_acks: Callable[[list[tuple[int, int]]], None]) -> None:
+        """Have the broker's acks on *channel*, (tag, multiple) each, given to *on_acks* and not to pika."""
+        self._ack_head = ack_head(channel)
+        self._on_acks = on_acks
+
+    def write(self, data: bytes, frames: int) -> None:
+        """Send *data*, which is *frames* whole frames."""
+        self.bytes_sent += len(data)
+        self.frames_sent += frames
+        self._adapter_emit_data(data)
+
+    def drop(self, error: Exception) -> None:
+        """Close the socket without a word, so that not even a silent broker leaves it open."""
+        if not self.is_closed:
+            self._terminate_stream(error)
+
+    def _on_data_available(self, data_in: bytes) -> None:
+        """pika's loop over the frames that arrived, with a short way for acks."""
+        self._frame_buffer += data_in
+        while self._frame_buffer:
+            if self._ack_head and self._frame_buffer.startswith(self._ack_head):
+                acks = read_acks(self._frame_buffer, self._ack_head)
+                if acks:
+                    self._consumed(ACK_SIZE * len(acks))
+                    self.frames_received += len(acks)
+                    self._on_acks(acks)
+                    continue
+            size, frame = self._read_frame()
+            if not frame:
+                return
+            self._consumed(size)
+            self._process_frame(frame)
+
+    def _consumed(self, size: int) -> None:
+        self._frame_buffer = self._frame_buffer[size:]
+        self.bytes_received += size  # the heartbeat looks at it
+
+    def _read_frame(self) -> Any:
+        buffer = self._frame_buffer
+        if len(buffer) < 8 or buffer[0] != FRAME_HEADER:
+            return decode_frame(buffer)
+        end = 8 + int.from_bytes(buffer[3:7])
+        if end > len(buffer):
+            return 0, None
+        properties: Any = Properties.from_wire(bytes(buffer[19 : end - 1]))
+        return end, Header(int.from_bytes(buffer[1:3]), int.from_bytes(buffer[11:19]), properties)
+
+
+class ThreadConnection(Connection, pika.SelectConnection):
+    """Runs on pika's own event loop."""
+
+
+class AsyncioConnection(Connection, PikaAsyncioConnection):
+    """Runs on an asyncio event loop."""
