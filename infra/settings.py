@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     outbox_most: int = Field(
         default=1_000_000, gt=0, description="messages waiting in the outbox, above which the gateway answers 503"
     )
+    outbox_keep_seconds: float = Field(
+        default=3600.0, ge=0, description="how long the relay keeps messages that are published or cancelled"
+    )
 
     callback_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         default=(),

@@ -169,8 +169,10 @@ def find(transaction: Transaction, message_id: str) -> Stored | None:
 
 
 def listed(transaction: Transaction, state: OutboxState, limit: int, after: int = 0) -> list[Stored]:
-    """Rows in that state, in the order of publishing, from the one after the id *after*."""
+    """Rows in that state, in the order of publishing, from the one after the id *after*; `waiting`: not for a time."""
     rows = select(*_STORED).where(outbox.c.state == state, outbox.c.id > after)
+    if state == OutboxState.WAITING:
+        rows = rows.where(IS_IN_OUTBOX, outbox.c.due_at.is_(None))
     return _stored(transaction, rows.order_by(outbox.c.id).limit(limit))
 
 
