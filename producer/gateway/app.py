@@ -10,25 +10,43 @@ from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
+from starlette.middleware.cors import CORSMiddleware
 
 from ackline.infra import database
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.ready import ready
 from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
-from ackline.producer.gateway import contracts, messages, problems
+from ackline.producer.gateway import batch, contracts, messages, problems, status, uploads
+from ackline.producer.gateway.acceptance import Acceptance
+from ackline.producer.gateway.idempotency import Idempotency
 from ackline.producer.gateway.keys import Keys
 from ackline.producer.gateway.service import Service, service
 from ackline.producer.gateway.signing import Signer
+from ackline.producer.gateway.upload_storage import UploadStorage
 from ackline.producer.publisher import Publisher
+
+#: Headers that a web page may send, beside those that need no permission.
+_CORS_HEADERS = ("Authorization", "Idempotency-Key", "X-Correlation-Id", "traceparent", "tracestate")
 
 
 def check_address(settings: Settings) -> None:
-    """Raise `ConfigurationError` when the gateway would be open to other hosts without credentials."""
-    if not settings.api_keys and not _is_loopback(settings.gateway_host):
+    """Raise `ConfigurationError` when the gateway would be open to other hosts without credentials.
+
+    The database must have been upgraded: the keys in it count. Raises `DatabaseUnavailable`.
+    """
+    if settings.api_keys or _is_loopback(settings.gateway_host):
+        return
+    engine = database.connect(settings.database)
+    try:
+        is_open = Keys(engine, settings.api_keys).is_open
+    finally:
+        engine.dispose()
+    if is_open:
         raise ConfigurationError(
             f"The gateway does not listen on {settings.gateway_host} without credentials, since any host could "
-            "publish: set ACKLINE_API_KEYS, or ACKLINE_GATEWAY_HOST=127.0.0.1."
+            "publish: make a key with `ackline keys create NAME`, set ACKLINE_API_KEYS, or set "
+            "ACKLINE_GATEWAY_HOST=127.0.0.1."
         )
 
 
@@ -44,38 +62,64 @@ def create_app(settings: Settings) -> FastAPI:
 
     It connects to the broker while it runs, and reconnects by itself.
     """
+    storage = UploadStorage(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         engine = database.connect(settings.database)
+        keys = Keys(engine, settings.api_keys)
+        keys.start()
         publisher = Publisher(settings.broker, name="gateway", app_id=settings.service)
         publisher.start()
+        acceptance = Acceptance(publisher, engine, settings.outbox_most)
+        idempotency = Idempotency(engine)
         try:
+            await acceptance.start()
+            cleaning = asyncio.create_task(idempotency.keep_clean())
             app.state.service = Service(
                 settings=settings,
                 publisher=publisher,
                 engine=engine,
-                keys=Keys(settings.api_keys),
+                acceptance=acceptance,
+                idempotency=idempotency,
+                keys=keys,
+                uploads=storage,
                 signer=Signer(secret(engine, "status")),
             )
             ready()  # the socket listens already
             yield
+            cleaning.cancel()
         finally:
-            await asyncio.to_thread(publisher.close)
+            await acceptance.close()
+            await publisher.aclose()
+            keys.close()
+            storage.close()
             engine.dispose()
 
     app = FastAPI(
         title="Ackline gateway",
-        description="Publishes messages. 202 means that RabbitMQ has the message on disk.",
+        description="Publishes messages. 202 means that the message is durable: RabbitMQ has it, or the outbox.",
         lifespan=lifespan,
+        redirect_slashes=False,  # another address is another resource, and says so
         # Errors are problems, which the routes name themselves; FastAPI's own 422 shape does not occur.
-        responses={status: {"model": problems.Problem} for status in (401, 404, 413, 415, 422, 503)},
+        responses={status: {"model": problems.Problem} for status in (401, 403, 404, 413, 415, 422, 429, 503)},
     )
     problems.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=("GET", "POST", "DELETE"),
+            allow_headers=_CORS_HEADERS,
+            expose_headers=("Retry-After",),
+        )
     app.include_router(messages.router)
+    app.include_router(batch.router)
+    app.include_router(uploads.router)
     app.include_router(contracts.router)
+    app.include_router(status.router)
     app.get("/healthz", summary="The process is alive", include_in_schema=False)(healthz)
-    app.get("/readyz", summary="The broker takes messages", include_in_schema=False)(readyz)
+    app.get("/readyz", summary="Messages are accepted", include_in_schema=False)(readyz)
     return app
 
 
@@ -85,8 +129,11 @@ async def healthz() -> dict[str, str]:
 
 
 async def readyz(request: Request) -> JSONResponse:
-    """Whether a message that is sent now would be confirmed."""
+    """Whether a message that is sent now would be accepted, and whether it would go straight to the broker."""
     problem = service(request).publisher.problem
+    broker = {"broker": "connected" if problem is None else problem}
     if problem is not None:
-        return JSONResponse({"status": "not ready", "reason": problem}, HTTPStatus.SERVICE_UNAVAILABLE)
-    return JSONResponse({"status": "ready"})
+        why = await service(request).acceptance.cannot_store()
+        if why is not None:
+            return JSONResponse({"status": "not ready", "reason": why} | broker, HTTPStatus.SERVICE_UNAVAILABLE)
+    return JSONResponse({"status": "ready"} | broker)

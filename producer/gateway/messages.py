@@ -1,4 +1,4 @@
-"""Messages in. 202 means that the message is durable.
+"""One message in. 202 means that it is durable: RabbitMQ has it, or the outbox.
 
 The contract is checked here, so what gets in by this door fits its type; what a contract does not accept is refused,
 with the fields that are wrong.
@@ -6,81 +6,134 @@ with the fields that are wrong.
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated
+from typing import Any
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 
-from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError
-from ackline.producer.gateway.problems import Refusal, faults, unavailable
-from ackline.producer.gateway.service import Called, Served
-from ackline.producer.message import contracts
+from ackline.infra import database
+from ackline.infra.wire import TRACK, uuid7
+from ackline.producer import callbacks
+from ackline.producer.envelope import Entry, enclose
+from ackline.producer.errors import InvalidMessage, MessageTooLarge
+from ackline.producer.gateway import parameters
+from ackline.producer.gateway.acceptance import State
+from ackline.producer.gateway.parameters import IDEMPOTENCY_KEY, OPTIONS, TRAVELLING, Options
+from ackline.producer.gateway.problems import Refusal, faults
+from ackline.producer.gateway.service import Service, service
+from ackline.producer.message import contract_of, contracts, unknown
 
 router = APIRouter()
 
-#: Seconds that a request waits for the broker's confirm before it is told that the outcome is unknown.
-CONFIRM_SECONDS = 5.0
+#: Says that an answer was given before, to an equal request.
+REPLAYED = "Idempotency-Replayed"
 
 
 class Accepted(BaseModel):
-    """The message is durable."""
+    """The message is durable.
+
+    state: `waiting` (RabbitMQ has it) or `accepted` (the outbox has it: it is due later, or the broker is away).
+    status_url: where its state is, for a message that is tracked or due later; a path, and itself the permission to
+    look.
+    """
 
     id: str
     type: str
-    state: str = "waiting"
+    state: State
+    status_url: str | None
 
 
-@router.post("/v1/messages/{type}", status_code=202, response_model=Accepted, summary="Publish one message")
-async def publish(
-    type: str,  # noqa: A002 - the name of the path parameter, which clients see
-    request: Request,
-    served: Served,
-    caller: Called,
-    x_correlation_id: Annotated[str | None, Header()] = None,
-    traceparent: Annotated[str | None, Header()] = None,
-) -> Accepted:
-    """Publish the body as a message of the type in the path, and answer when RabbitMQ has confirmed it."""
-    model = contracts().get(type)
+_DOCUMENTED: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {}}}},
+    "parameters": [
+        {"name": "type", "in": "path", "required": True, "schema": {"type": "string"}},
+        *OPTIONS,
+        IDEMPOTENCY_KEY,
+        *TRAVELLING,
+    ],
+}
+
+
+@router.post(
+    "/v1/messages/{type}",
+    status_code=202,
+    response_model=Accepted,
+    summary="Publish one message",
+    openapi_extra=_DOCUMENTED,
+)
+async def publish(request: Request) -> Response:
+    """Publish the body as a message of the type in the path, and answer when it is durable."""
+    served = service(request)
+    caller = served.keys.caller(request)
+    name: str = request.path_params["type"]
+    caller.require(name)
+    model = contracts().get(name)
     if model is None:
-        known = ", ".join(sorted(contracts())) or "none"
-        raise Refusal(HTTPStatus.NOT_FOUND, f"There is no message type {type!r}; this gateway has: {known}.")
-    body = await _body(request, served.settings.max_body_bytes)
+        raise Refusal(HTTPStatus.NOT_FOUND, unknown(name))
+    options = parameters.options(request, served.settings)
+    travelling = parameters.travelling(request)
+    body = await parameters.body(request, served.settings.max_body_bytes, "ACKLINE_MAX_BODY_BYTES")
     try:
         message = model.model_validate_json(body)
     except ValidationError as error:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The body is no {type}.", faults(error)) from None
-    if served.publisher.problem is not None:
-        raise unavailable(served.publisher.problem + " The message was not sent.")
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The body is no {name}.", faults(error)) from None
+
+    async def work(message_id: str) -> dict[str, Any]:
+        entry = entry_of(served, message, message_id, travelling, options)
+        if options.callback_url is not None:
+            await asyncio.to_thread(_owe, served, entry, options.callback_url)
+        return accepted(served, entry, await served.acceptance.accept(entry))
+
+    key = request.headers.get("idempotency-key")
+    if key is None:
+        return answer(await work(uuid7()))
+    asked = repr((name, request.scope["query_string"], travelling)).encode() + body
+    return answer(*await served.idempotency.once(caller.name, key, asked, work))
+
+
+def entry_of(
+    served: Service, message: BaseModel, message_id: str, travelling: Mapping[str, str], options: Options
+) -> Entry:
+    """The message as it will be sent. Raises `Refusal`.
+
+    travelling: what of the request travels with it, as `parameters.travelling` gives it.
+    """
+    is_tracked = contract_of(message).track if options.track is None else options.track
+    headers: dict[str, Any] = {name: value for name, value in travelling.items() if name != "correlation_id"}
+    if is_tracked or options.callback_url is not None:
+        headers[TRACK] = True
     try:
-        receipt = await served.publisher.apublish(
+        return enclose(
             message,
-            correlation_id=x_correlation_id,
-            headers={"traceparent": traceparent} if traceparent else None,
-            timeout=CONFIRM_SECONDS,
+            message_id=message_id,
+            correlation_id=travelling.get("correlation_id"),
+            headers=headers,
+            deliver_at=options.due_at,
+            app_id=served.settings.service,
         )
-    except (MessageTooLarge, InvalidMessage) as error:
+    except MessageTooLarge as error:
         raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
-    except NotPermitted as error:
-        raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
-    except PublishError as error:
-        raise unavailable(str(error)) from None
-    return Accepted(id=receipt.message_id, type=receipt.type)
+    except InvalidMessage as error:
+        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The request's body, read no further than *most* bytes."""
-    # It must be said: a web page may send a body without a type to any address, this machine's own included, but one
-    # that says JSON only where CORS permits it.
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json" and not content_type.endswith("+json"):
-        named = content_type or "without a content type"
-        raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The body must be application/json, not {named}.")
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise Refusal(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {most:,} bytes (ACKLINE_MAX_BODY_BYTES)."
-            )
-    return bytes(body)
+def accepted(served: Service, entry: Entry, state: State) -> dict[str, Any]:
+    """`Accepted`, as JSON."""
+    has_status = entry.due_at is not None or bool(entry.properties.headers.flag(TRACK))
+    status_url = served.signer.status_url(entry.message_id, entry.type) if has_status else None
+    return {"id": entry.message_id, "type": entry.type, "state": state, "status_url": status_url}
+
+
+def answer(content: dict[str, Any], repeated: bool = False, status: int = 202) -> Response:
+    """*content* as a response. repeated: it was given before, to an equal request."""
+    headers = {REPLAYED: "true"} if repeated else None
+    return Response(json.dumps(content), status, headers=headers, media_type="application/json")
+
+
+def _owe(served: Service, entry: Entry, url: str) -> None:
+    with database.writing(served.engine) as connection:
+        callbacks.owe(connection, entry.message_id, entry.type, url)

@@ -9,8 +9,11 @@ from fastapi import Depends, Request
 from sqlalchemy import Engine
 
 from ackline.infra.settings import Settings
+from ackline.producer.gateway.acceptance import Acceptance
+from ackline.producer.gateway.idempotency import Idempotency
 from ackline.producer.gateway.keys import Caller, Keys
 from ackline.producer.gateway.signing import Signer
+from ackline.producer.gateway.upload_storage import UploadStorage
 from ackline.producer.publisher import Publisher
 
 
@@ -21,8 +24,11 @@ class Service:
     settings: Settings
     publisher: Publisher
     engine: Engine
+    acceptance: Acceptance
+    idempotency: Idempotency
     keys: Keys
     signer: Signer
+    uploads: UploadStorage
 
 
 def service(request: Request) -> Service:

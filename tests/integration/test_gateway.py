@@ -2,57 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
 from ackline.infra.names import UNROUTED
-from ackline.infra.private_node import PrivateNode
-from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
+from tests.doors import MAIL, gateway, problem
 from tests.integration.test_publisher import taken
-from tests.roles import listening, role, run
-from tests.waiting import until
-
-PROBLEM = "application/problem+json"
-MAIL = {"to": "ada@example.test", "subject": "Hello", "body": "From a test"}
-#: Seconds after which a request counts as never answered: the confirm's deadline is 5 s.
-NEVER = 90.0
-
-
-@contextmanager
-def gateway(settings: Settings, *arguments: str, **variables: str) -> Iterator[httpx.Client]:
-    """A gateway as a process of its own on a free port, and a client of it."""
-    with role(settings, "gateway", "--port", "0", *arguments, **variables) as process:
-        with httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client:
-            until(lambda: client.get("/readyz").status_code == 200, what="the gateway's connection")
-            yield client
-        assert process.stop() == 0
-        assert "Traceback" not in process.log.read_text()
+from tests.roles import run
 
 
 @pytest.fixture
 def client(ackline_settings: Settings) -> Iterator[httpx.Client]:
     with gateway(ackline_settings, ACKLINE_MAX_BODY_BYTES="10000") as found:
         yield found
-
-
-def problem(answer: httpx.Response, status: int) -> dict[str, Any]:
-    """The problem that *answer* is, in the shape of RFC 9457."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == PROBLEM
-    found: dict[str, Any] = answer.json()
-    assert found["status"] == status
-    assert found["title"]
-    assert found["detail"].endswith(".")
-    return found
 
 
 # --- accepted -----------------------------------------------------------------------------------------
@@ -65,7 +31,7 @@ def test_an_accepted_message_is_in_the_broker_with_what_the_caller_sent(
     answer = client.post("/v1/messages/email.send", json=MAIL, headers=headers)
     assert answer.status_code == 202
     accepted = answer.json()
-    assert accepted == {"id": accepted["id"], "type": "email.send", "state": "waiting"}
+    assert accepted == {"id": accepted["id"], "type": "email.send", "state": "waiting", "status_url": None}
     [(properties, body)] = taken(ackline_settings.broker, UNROUTED)  # the gateway alone declares no consumer's queue
     assert properties.message_id == accepted["id"]
     assert (properties.type, properties.correlation_id, properties.delivery_mode) == ("email.send", "order-7", 2)
@@ -81,6 +47,7 @@ def test_many_callers_at_once_are_all_answered_and_every_message_is_there(
     assert {answer.status_code for answer in answers} == {202}
     ids = {answer.json()["id"] for answer in answers}
     assert len(ids) == 300
+    assert {answer.json()["state"] for answer in answers} == {"waiting"}
     assert {properties.message_id for properties, _ in taken(ackline_settings.broker, UNROUTED)} == ids
 
 
@@ -104,7 +71,7 @@ def test_the_types_are_listed_with_their_schemas(client: httpx.Client) -> None:
 
 def test_an_unknown_type_is_named_beside_those_that_there_are(client: httpx.Client) -> None:
     found = problem(client.post("/v1/messages/no.such", json={}), 404)
-    assert found["detail"] == "There is no message type 'no.such'; this gateway has: email.send."
+    assert found["detail"] == "There is no message type 'no.such'. There are: email.send."
 
 
 def test_a_body_that_does_not_fit_its_type_is_refused_with_the_fields_that_are_wrong(
@@ -159,7 +126,8 @@ def _and(chunks: Iterator[bytes], rest: int) -> Iterator[bytes]:
 
 def test_a_correlation_id_that_amqp_cannot_carry_is_refused_in_a_sentence(client: httpx.Client) -> None:
     answer = client.post("/v1/messages/email.send", json=MAIL, headers={"X-Correlation-Id": "x" * 256})
-    assert "correlation_id has 256 bytes; AMQP allows 255" in problem(answer, 413)["detail"]
+    said = problem(answer, 422)["detail"]
+    assert said == "The parameter X-Correlation-Id is wrong: it has 256 bytes; AMQP allows 255."
 
 
 @pytest.mark.parametrize(
@@ -169,7 +137,7 @@ def test_a_correlation_id_that_amqp_cannot_carry_is_refused_in_a_sentence(client
         ("GET", "/v1/nothing", 404),
         ("POST", "/v1/messages/", 404),
         ("POST", "/v1/messages/a/b", 404),
-        ("GET", "/v1/messages/email.send", 405),
+        ("PUT", "/v1/messages/email.send", 405),
         ("DELETE", "/v1/types", 405),
         ("POST", "/healthz", 405),
     ],
@@ -212,54 +180,3 @@ def test_it_does_not_listen_on_other_hosts_behalf_without_keys(ackline_settings:
         f"ackline: The gateway does not listen on {host} without credentials, since any host could publish: "
         "set ACKLINE_API_KEYS, or ACKLINE_GATEWAY_HOST=127.0.0.1.\n"
     )
-
-
-# --- the broker is away --------------------------------------------------------------------------------
-
-
-def _unavailable(client: httpx.Client) -> dict[str, Any]:
-    answer = client.post("/v1/messages/email.send", json=MAIL)
-    assert answer.headers["retry-after"] == "2"
-    return problem(answer, 503)
-
-
-def _accepts(client: httpx.Client) -> bool:
-    return client.post("/v1/messages/email.send", json=MAIL).status_code == 202
-
-
-def test_while_the_broker_is_silent_or_away_nothing_is_accepted_and_afterwards_it_goes_on(
-    own_broker: Broker, own_broker_settings: Settings
-) -> None:
-    with gateway(own_broker_settings) as client:
-        until(lambda: _accepts(client), what="a new broker to confirm within the deadline")
-        if isinstance(own_broker, PrivateNode):
-            os.kill(own_broker.pid, signal.SIGSTOP)
-            try:
-                found = _unavailable(client)
-                assert "RabbitMQ is connected but has not answered. It may have arrived" in found["detail"]
-            finally:
-                os.kill(own_broker.pid, signal.SIGCONT)
-            until(lambda: _accepts(client), what="the broker that goes on")
-        own_broker.stop()
-        until(lambda: client.get("/readyz").status_code == 503, what="the lost connection to be noticed")
-        found = _unavailable(client)
-        assert "The message was not sent." in found["detail"]
-        ready = client.get("/readyz")
-        assert ready.json()["status"] == "not ready"
-        assert "127.0.0.1" in ready.json()["reason"], "it says which broker"
-        assert client.get("/healthz").json() == {"status": "alive"}
-        own_broker.start()
-        until(lambda: client.get("/readyz").status_code == 200, what="the reconnect")
-        until(lambda: _accepts(client), what="the broker that is back")
-
-
-def test_it_starts_without_a_broker_and_says_so_to_whoever_asks(tmp_path: Path) -> None:
-    settings = Settings(amqp_url="amqp://a:b@127.0.0.1:1/", data_dir=tmp_path, grace_seconds=1)
-    with (
-        role(settings, "gateway", "--port", "0") as process,
-        httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client,
-    ):
-        found = _unavailable(client)
-        assert "127.0.0.1:1" in found["detail"]
-        assert client.get("/readyz").status_code == 503
-        assert process.stop() == 0

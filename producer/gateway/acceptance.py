@@ -1,0 +1,229 @@
+"""How a message becomes durable: confirmed by RabbitMQ, or committed to the outbox.
+
+The usual way is straight to the broker. While that is away, blocks, or refuses for now, a message goes to the outbox
+instead, from where the relay publishes it, and so does one whose confirm did not come in time, under the same id.
+While a backlog waits there, new messages join it, so that the order of acceptance holds; the straight way opens again
+when the broker answers *and* nothing is left in the outbox.
+
+Everything here runs on the event loop, except the commits, which are batched in a thread: whoever comes while one is
+being written shares the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Sequence
+from enum import StrEnum
+from http import HTTPStatus
+
+from sqlalchemy import Engine
+
+from ackline.infra import database
+from ackline.infra.database import DatabaseUnavailable
+from ackline.infra.names import MESSAGES
+from ackline.producer import outbox
+from ackline.producer.errors import MessageTooLarge, NotPermitted, PublishError
+from ackline.producer.gateway.problems import Refusal, unavailable
+from ackline.producer.outbox import Entry
+from ackline.producer.publisher import Publisher
+
+log = logging.getLogger(__name__)
+
+#: Seconds that a message may wait for its confirm before it goes to the outbox.
+CONFIRM_SECONDS = 5.0
+#: Seconds between looks whether the outbox has been emptied.
+_LOOK_SECONDS = 0.1
+#: Messages of one commit at most.
+_COMMIT_MOST = 1000
+
+
+class State(StrEnum):
+    """Where an accepted message is."""
+
+    WAITING = "waiting"
+    ACCEPTED = "accepted"
+
+
+class Acceptance:
+    """Makes messages durable, one gateway's all. Guarantees: what `accept` returned for is never lost."""
+
+    def __init__(self, publisher: Publisher, engine: Engine, most: int) -> None:
+        """most: messages in the outbox, above which no more are accepted."""
+        self._publisher = publisher
+        self._engine = engine
+        self._most = most
+        self._diverting = False
+        self._depth = 0
+        self._stored = 0
+        self._to_store: list[tuple[Entry, asyncio.Future[None]]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
+
+    async def accept(self, entry: Entry) -> State:
+        """Make *entry* durable. Raises `Refusal` when it cannot be: it was then not accepted."""
+        if entry.due_at is None and self._is_straight():
+            try:
+                await self._send(entry)
+            except PublishError as error:
+                self._unconfirmed(entry, error)
+            else:
+                return State.WAITING
+        await self._store(entry)
+        return State.ACCEPTED
+
+    async def accept_all(self, entries: Sequence[Entry]) -> list[State | Refusal]:
+        """`accept` for each, in this order, and what became of each."""
+        results: dict[int, State | Refusal] = {}
+        if self._is_straight():
+            now = [index for index, entry in enumerate(entries) if entry.due_at is None]
+            errors = await self._publish([entries[index] for index in now])
+            for index, error in zip(now, errors, strict=True):
+                try:
+                    if error is None:
+                        results[index] = State.WAITING
+                    else:
+                        self._unconfirmed(entries[index], error)
+                except Refusal as refusal:
+                    results[index] = refusal
+        left = {
+            index: asyncio.ensure_future(self._store(entry))
+            for index, entry in enumerate(entries)
+            if index not in results
+        }
+        for index, storing in left.items():
+            try:
+                await storing
+                results[index] = State.ACCEPTED
+            except Refusal as refusal:
+                results[index] = refusal
+        return [results[index] for index in range(len(entries))]
+
+    async def cannot_store(self) -> str | None:
+        """Why the outbox would not take a message now, in a sentence; None when it would."""
+        try:
+            await asyncio.to_thread(self._look)
+        except DatabaseUnavailable as error:
+            return str(error)
+        return self._full()
+
+    async def start(self) -> None:
+        """Join what an earlier gateway, or another one, left waiting."""
+        if await asyncio.to_thread(self._look):
+            self._divert()
+
+    async def close(self) -> None:
+        """Finish what is being written, and stop looking."""
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        if self._writer is not None:
+            await self._writer
+
+    # --- straight to the broker ------------------------------------------------------------------------
+
+    def _is_straight(self) -> bool:
+        """Whether a message may go straight to the broker now."""
+        if self._diverting:
+            return False
+        if self._publisher.problem is None:
+            return True
+        self._divert()
+        return False
+
+    async def _publish(self, entries: Sequence[Entry]) -> list[PublishError | None]:
+        """Publish all of them at once; what came instead of the confirm of each."""
+        outcomes = await asyncio.gather(*map(self._send, entries), return_exceptions=True)
+        return [_publish_error(outcome) for outcome in outcomes]
+
+    def _send(self, entry: Entry) -> Awaitable[None]:
+        return self._publisher.asend(MESSAGES, entry.type, entry.properties, entry.payload, timeout=CONFIRM_SECONDS)
+
+    def _unconfirmed(self, entry: Entry, error: PublishError) -> None:
+        """The outbox takes it from here. Raises `Refusal` for what the broker will never take."""
+        if isinstance(error, MessageTooLarge):
+            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
+        if isinstance(error, NotPermitted):
+            raise Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, str(error)) from None
+        log.warning("%s goes to the outbox: %s", entry.message_id, error)
+        self._divert()
+
+    # --- by the outbox ---------------------------------------------------------------------------------
+
+    async def _store(self, entry: Entry) -> None:
+        if (full := self._full()) is not None:
+            raise unavailable(f"{full} The message was not accepted.")
+        done = asyncio.get_running_loop().create_future()
+        self._to_store.append((entry, done))
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._write())
+        try:
+            await done
+        except DatabaseUnavailable as error:
+            raise unavailable(f"{error} The message was not accepted.") from None
+
+    def _full(self) -> str | None:
+        waiting = self._depth + len(self._to_store)
+        if waiting < self._most:
+            return None
+        return f"{waiting:,} messages wait in the outbox already, and ACKLINE_OUTBOX_MOST is {self._most:,}."
+
+    async def _write(self) -> None:
+        while self._to_store:
+            batch, self._to_store = self._to_store[:_COMMIT_MOST], self._to_store[_COMMIT_MOST:]
+            error: Exception | None = None
+            try:
+                await asyncio.to_thread(self._commit, [entry for entry, _ in batch])
+            except Exception as fault:
+                error = fault
+            else:
+                self._depth += len(batch)
+                self._stored += len(batch)
+                if any(entry.due_at is None for entry, _ in batch):
+                    self._divert()
+            for _, done in batch:
+                if done.done():  # its request was cancelled
+                    continue
+                if error is None:
+                    done.set_result(None)
+                else:
+                    done.set_exception(error)
+
+    def _commit(self, entries: list[Entry]) -> None:
+        with database.writing(self._engine) as connection:
+            outbox.put(connection, entries)
+
+    def _divert(self) -> None:
+        """From now on everything goes to the outbox, until that is empty and the broker answers."""
+        self._diverting = True
+        if self._watcher is None or self._watcher.done():
+            self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            stored = self._stored
+            try:
+                backlogged = await asyncio.to_thread(self._look)
+            except DatabaseUnavailable as error:
+                log.warning("The outbox cannot be looked at: %s", error)
+                continue
+            # Nothing runs between this look and the flag but what is on this loop, and it counts what it stored.
+            is_idle = not self._to_store and (self._writer is None or self._writer.done()) and stored == self._stored
+            if not backlogged and is_idle and self._publisher.problem is None:
+                self._diverting = False
+                return
+
+    def _look(self) -> bool:
+        """Whether anything waits in the outbox to be published now. In a thread."""
+        with database.reading(self._engine) as connection:
+            self._depth = outbox.depth(connection)
+            return outbox.is_backlogged(connection)
+
+
+def _publish_error(outcome: BaseException | None) -> PublishError | None:
+    if outcome is None or isinstance(outcome, PublishError):
+        return outcome
+    raise outcome
