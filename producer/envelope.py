@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import struct
-import time
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from ackline.infra.errors import AcklineError
-from ackline.infra.properties import PERSISTENT, Properties
+from ackline.infra.properties import Properties
 from ackline.infra.settings import settings
-from ackline.infra.wire import fits_into_a_frame, now, uuid7
+from ackline.infra.wire import TRACK, fits_into_a_frame, now, uuid7
 from ackline.producer.errors import MessageTooLarge
-from ackline.producer.message import encode, type_of
+from ackline.producer.message import contract_of, encode
+from ackline.producer.stamp import Stamp
+from ackline.producer.tracing import trace_headers
 
 
 class InvalidDueTime(AcklineError):
@@ -39,34 +41,32 @@ def enclose(
     *,
     message_id: str | None = None,
     correlation_id: str | None = None,
-    headers: dict[str, Any] | None = None,
+    headers: Mapping[str, Any] | None = None,
+    track: bool | None = None,
     delay: timedelta | float | None = None,
     deliver_at: datetime | None = None,
     app_id: str | None = None,
 ) -> Entry:
-    """An instance of a contract as an entry of an outbox.
+    """An instance of a contract as an entry of an outbox; the trace that it belongs to is the one of now.
 
-    message_id: a new UUIDv7 when not given. app_id: the service, `ACKLINE_SERVICE` when not given. delay, deliver_at:
-    see `due_time`. Raises `InvalidMessage`, `MessageTooLarge`, `InvalidDueTime`.
+    message_id: a new UUIDv7 when not given. track: as its contract says when not given. delay, deliver_at: see
+    `due_time`. app_id: the service, `ACKLINE_SERVICE` when not given. Raises `InvalidMessage`, `MessageTooLarge`,
+    `InvalidDueTime`.
     """
-    type_ = type_of(instance)
+    contract = contract_of(instance)
     chosen_id = message_id or uuid7()
+    ours: dict[str, Any] = {**trace_headers()}
+    if contract.track if track is None else track:
+        ours[TRACK] = True
     try:
-        properties = Properties(
-            content_type=b"application/json",
-            delivery_mode=PERSISTENT,
-            message_id=chosen_id,
-            timestamp=int(time.time()),
-            type=type_,
-            app_id=app_id or settings().service,
-            correlation_id=correlation_id,
-            headers=headers,
-        )
+        stamp = Stamp(contract.type, app_id or settings().service, track=contract.track)
+        raw = stamp.properties(chosen_id, correlation_id, {**ours, **(headers or {})})
     except (ValueError, TypeError, struct.error) as error:
         raise MessageTooLarge(f"The message cannot be sent: {error}.", chosen_id) from None
+    properties = Properties.from_wire(raw)
     if not fits_into_a_frame(properties):
         raise MessageTooLarge("The message cannot be sent: its headers do not fit into an AMQP frame.", chosen_id)
-    return Entry(chosen_id, type_, properties, encode(instance), due_time(delay, deliver_at))
+    return Entry(chosen_id, contract.type, properties, encode(instance), due_time(delay, deliver_at))
 
 
 def due_time(delay: timedelta | float | None, deliver_at: datetime | None) -> datetime | None:

@@ -24,7 +24,7 @@ exactly one wins, whatever their clocks say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
@@ -92,7 +92,8 @@ def add(
     *,
     message_id: str | None = None,
     correlation_id: str | None = None,
-    headers: dict[str, Any] | None = None,
+    headers: Mapping[str, Any] | None = None,
+    track: bool | None = None,
     delay: timedelta | float | None = None,
     deliver_at: datetime | None = None,
     app_id: str | None = None,
@@ -100,8 +101,9 @@ def add(
     """Have *instance* published when *transaction* is committed, and only then. Returns its message id.
 
     transaction: a `Session` or `Connection`; with asyncio `await session.run_sync(outbox.add, instance)`.
-    message_id: a new UUIDv7 when not given. delay (from now, in seconds when it is a number), deliver_at (an aware
-    time): not before then; up to years ahead. app_id: the service, `ACKLINE_SERVICE` when not given.
+    message_id: a new UUIDv7 when not given. track: as its contract says when not given. delay (from now, in seconds
+    when it is a number), deliver_at (an aware time): not before then; up to years ahead. app_id: the service,
+    `ACKLINE_SERVICE` when not given.
 
     Guarantees: published at least once after the commit, in the order of the rows; never after a rollback.
     Raises `InvalidMessage`, `MessageTooLarge`, `InvalidDueTime`, and what the database raises.
@@ -111,6 +113,7 @@ def add(
         message_id=message_id,
         correlation_id=correlation_id,
         headers=headers,
+        track=track,
         delay=delay,
         deliver_at=deliver_at,
         app_id=app_id,

@@ -34,7 +34,7 @@ from ackline.infra.ready import ready
 from ackline.infra.table import text
 from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, outbox
 from ackline.infra.wire import cut, now
-from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError, PublishTimeout
+from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError
 from ackline.producer.lease import Lease
 from ackline.producer.publisher import Publisher
 
@@ -145,7 +145,6 @@ class Relay:
 
     def _publish(self, rows: list[_Waiting], term: int) -> float:
         """Publish *rows* for as long as the lease is ours, and note what became of each."""
-        began = time.monotonic()
         sent: dict[int, Future[None]] = {}
         failed: dict[int, str] = {}
         for row in rows:
@@ -155,12 +154,13 @@ class Relay:
                 sent[row.id] = self._send(row)
             except PublishError as error:
                 failed[row.id] = str(error)
-        self._await(sent, began)
+        self._await(sent)
         published: list[int] = []
         again: dict[int, str] = {}
         for id_, future in sent.items():
-            # What has no answer yet is unknown. Cancelled, it is not sent any more: only the next reading may do that.
-            refusal = PublishTimeout("No confirm came in time.") if future.cancel() else future.exception()
+            if not future.done():  # we stop: what became of it is unknown, and it is published again
+                continue
+            refusal = future.exception()
             if refusal is None:
                 published.append(id_)
             elif _is_its_fault(refusal):
@@ -184,10 +184,10 @@ class Relay:
             raise InvalidMessage("The row cannot be published: its properties are not those of an AMQP message.")
         return self._publisher.send(MESSAGES, row.type, properties, row.payload, timeout=CONFIRM_SECONDS)
 
-    def _await(self, sent: dict[int, Future[None]], began: float) -> None:
-        """Wait until each of *sent* is answered; until its deadline, and at a stop not longer than the grace."""
+    def _await(self, sent: dict[int, Future[None]]) -> None:
+        """Wait until each of *sent* is answered, which it is by its deadline; at a stop not longer than the grace."""
         pending = set(sent.values())
-        while pending and time.monotonic() < min(began + CONFIRM_SECONDS + 1.0, self._stop_by):
+        while pending and time.monotonic() < self._stop_by:
             pending = wait(pending, 0.25).not_done
 
     # --- in the database -------------------------------------------------------------------------------
