@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,22 +14,49 @@ from tests import postgresql
 from tests.broker import Vhost, settings_for
 from tests.mail import MailSink
 
+#: Whoever uses one of them works with a broker. What starts one otherwise is marked where it stands.
+BROKER_FIXTURES = frozenset({"broker", "own_broker", "server", "data_dir", "shared_up"})
+
 
 def pytest_report_header() -> str:
     return test_broker.header()
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that work with a broker: on another RabbitMQ only these can differ."""
+    for item in items:
+        if not BROKER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("broker")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests said with `say`."""
+    for report in terminalreporter.getreports("passed") + terminalreporter.getreports("failed"):
+        for name, sentence in report.user_properties:
+            if name == "says":
+                terminalreporter.write_line(str(sentence))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep a log with surrogates, which tests of broken text write, from ending a run by pytest-xdist.
+    """Keep what was captured only where it explains a failure, and of a long log the end.
 
-    Its workers send what was captured as UTF-8.
+    Tests of broken text log surrogates. A worker of pytest-xdist sends what was captured as UTF-8, and would end at them.
     """
     report = yield
-    report.sections = [
-        (name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections if report.failed
-    ]
+    report.sections = [(name, _end(text)) for name, text in report.sections if report.failed]
     return report
+
+
+def _end(text: str) -> str:
+    """The last lines of *text*, as UTF-8 can say it."""
+    return "\n".join(text.splitlines()[-40:]).encode("utf-8", "backslashreplace").decode()
+
+
+@pytest.fixture
+def say(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Has a sentence, with the figures that a test saw, printed at the end of the run."""
+    return lambda sentence: record_property("says", sentence)
 
 
 @pytest.fixture(scope="session")

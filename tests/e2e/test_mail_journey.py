@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,7 +77,7 @@ def running(ackline_settings: Settings, tmp_path: Path) -> Iterator[Running]:
         yield Running(settings, sink, gateway, worker)
 
 
-def test_a_mail_is_in_the_sink_within_a_second(running: Running, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_mail_is_in_the_sink_within_a_second(running: Running, say: Callable[[str], None]) -> None:
     """The quickest of them is: nothing on the way waits for a second. The others may meet whatever else runs here."""
     took = []
     for number in range(MAILS):
@@ -87,8 +87,7 @@ def test_a_mail_is_in_the_sink_within_a_second(running: Running, capsys: pytest.
         until(lambda to=to: running.arrived(to), what=f"the mail to {to}")  # type: ignore[misc]
         took.append(time.monotonic() - began)
     median = statistics.median(took)
-    with capsys.disabled():
-        print(f"\n  {MAILS} mails, HTTP to sink: median {median:.3f} s, longest {max(took):.3f} s")
+    say(f"{MAILS} mails, HTTP to sink: median {median:.3f} s, longest {max(took):.3f} s")
     assert min(took) < 1.0
 
 

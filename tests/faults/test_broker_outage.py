@@ -6,7 +6,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,7 +34,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def test_every_role_comes_back_and_nothing_that_was_confirmed_is_missing(
-    own_broker: Broker, own_broker_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own_broker: Broker, own_broker_settings: Settings, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     settings = own_broker_settings.model_copy(update={"app": ("tests.counting",)})
     with (
@@ -84,8 +84,7 @@ def test_every_role_comes_back_and_nothing_that_was_confirmed_is_missing(
         assert [one.pid for one in (reviewer, worker, gateway) if one.alive] == pids, "a role did not survive"
     total = AFTERWARDS.stop
     raised = total - len(confirmed)
-    with capsys.disabled():
-        print(f"\n  away {AWAY:g} s: {len(confirmed)} of {total} confirmed, {raised} raised, none missing")
+    say(f"away {AWAY:g} s: {len(confirmed)} of {total} confirmed, {raised} raised, none missing")
 
 
 def _outage(broker: Broker, away: threading.Event, confirms: Mapping[int, Future[Receipt]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 
 import pytest
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_reviewer_killed_three_times_among_10_000_dead_letters_keeps_exactly_one_row_each(
-    ackline_settings: Settings, kind: str, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    ackline_settings: Settings, kind: str, request: pytest.FixtureRequest, say: Callable[[str], None]
 ) -> None:
     changes: dict[str, object] = {"app": ("tests.counting",)}
     if kind == "postgresql":
@@ -68,8 +69,7 @@ def test_a_reviewer_killed_three_times_among_10_000_dead_letters_keeps_exactly_o
             assert _rows(engine) == _distinct(engine) == len(confirms)
         finally:
             engine.dispose()
-    with capsys.disabled():
-        print(f"\n  killed at {', '.join(killed_at)}; in the end {len(confirms)} ({kind})")
+    say(f"killed at {', '.join(killed_at)}; in the end {len(confirms)} ({kind})")
 
 
 def _rows(engine: Engine) -> int:

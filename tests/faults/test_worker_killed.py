@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -27,7 +28,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
 def test_a_worker_killed_three_times_among_10_000_messages_loses_none(
-    ackline_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ackline_settings: Settings, tmp_path: Path, say: Callable[[str], None]
 ) -> None:
     settings = ackline_settings.model_copy(update={"app": ("tests.counting",)})
 
@@ -62,8 +63,7 @@ def test_a_worker_killed_three_times_among_10_000_messages_loses_none(
 
     duplicates = sum(sum(handled(tmp_path, name).values()) - len(confirms) for name in CONSUMERS)
     bound = PREFETCH * kills * len(CONSUMERS)
-    with capsys.disabled():
-        print(f"\n  killed at {', '.join(killed_at)}; {duplicates} duplicates over both consumers, bound {bound}")
+    say(f"killed at {', '.join(killed_at)}; {duplicates} duplicates over both consumers, bound {bound}")
     assert duplicates <= bound
 
 

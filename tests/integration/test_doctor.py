@@ -83,6 +83,11 @@ def examine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Examine
     settings.cache_clear()
 
 
+def answer_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait only for a moment for what does not answer anyway."""
+    monkeypatch.setattr("ackline.infra.doctor.ANSWER_SECONDS", 1.0)
+
+
 def of(found: Settings) -> dict[str, str]:
     """The variables that give *found*."""
     return {
@@ -221,8 +226,9 @@ def test_an_application_that_does_not_exist_or_raises_is_named(examine: Examine,
 
 
 def test_a_broker_that_is_not_there_is_named_and_nothing_is_asked_of_it(
-    examine: Examine, healthy: dict[str, str]
+    examine: Examine, healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answer_soon(monkeypatch)
     report = examine(**healthy | {"AMQP_URL": "amqp://a:b@127.0.0.1:1/"})
     assert report.faults() == ["broker"]
     assert report.only("broker")[1] == "Nothing answers at 127.0.0.1:1: is RabbitMQ running there?"
@@ -232,7 +238,7 @@ def test_a_broker_that_is_not_there_is_named_and_nothing_is_asked_of_it(
 def test_a_server_that_accepts_and_says_nothing_is_named(
     examine: Examine, healthy: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ackline.infra.doctor.ANSWER_SECONDS", 0.5)
+    answer_soon(monkeypatch)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         report = examine(**healthy | {"AMQP_URL": f"amqp://a:b@127.0.0.1:{port}/"})
@@ -335,6 +341,7 @@ def test_an_empty_vhost_is_one_line(examine: Examine, healthy: dict[str, str], v
     )
 
 
+@pytest.mark.broker
 def test_an_alarm_of_the_broker_is_named(examine: Examine, tmp_path: Path) -> None:
     with broker_with(tmp_path, f"disk_free_limit.absolute = {10**15}") as full:
         until(lambda: _has_disk_alarm(full), what="the alarm")
@@ -423,11 +430,14 @@ def test_a_mail_server_that_takes_no_sign_in_is_named_when_the_address_has_one(
     assert "takes no user and password" in says
 
 
-def test_a_gateway_port_is_free_or_a_gateways_or_somebody_elses(examine: Examine, ackline_settings: Settings) -> None:
+def test_a_gateway_port_is_free_or_a_gateways_or_somebody_elses(
+    examine: Examine, ackline_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     port = free_port()
     assert examine(GATEWAY_PORT=str(port)).only("gateway")[0] == "ok"
     with role(ackline_settings, "gateway", "--port", str(port)):
         assert examine(GATEWAY_PORT=str(port)).only("gateway") == ("ok", f"A gateway answers at 127.0.0.1:{port}.")
+    answer_soon(monkeypatch)
     with socket.create_server(("127.0.0.1", port)):
         state, says = examine(GATEWAY_PORT=str(port)).only("gateway")
     assert state == "fault"

@@ -504,6 +504,7 @@ def broker_with(tmp_path: Path, *lines: str) -> Iterator[Broker]:
         yield running
 
 
+@pytest.mark.broker
 def test_an_alarm_on_the_broker_is_named_when_no_confirm_comes_in_time(tmp_path: Path) -> None:
     with broker_with(tmp_path, f"disk_free_limit.absolute = {10**15}") as full:
         declare(full.amqp_url, [NUMBERS])
@@ -526,6 +527,7 @@ def _has_disk_alarm(broker: Broker) -> bool:
     return bool(node.get("disk_free_alarm"))
 
 
+@pytest.mark.broker
 def test_headers_that_a_broker_with_small_frames_cannot_take_are_refused_and_others_are_confirmed(
     tmp_path: Path,
 ) -> None:
