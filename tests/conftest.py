@@ -41,7 +41,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Keep what was captured only where it explains a failure, and of a long log the end.
 
-    Tests of broken text log surrogates. A worker of pytest-xdist sends what was captured as UTF-8, and would end at them.
+    Tests of broken text log surrogates. pytest-xdist sends what was captured as UTF-8, and would end at them.
     """
     report = yield
     report.sections = [(name, _end(text)) for name, text in report.sections if report.failed]

@@ -1,4 +1,4 @@
-"""What all other tests take for granted: a broker and PostgreSQL can be had on this machine, installed first if need be.
+"""What other tests take for granted: a broker and PostgreSQL can be had on this machine, installed first if need be.
 
 `.ci/run` runs these alone before it runs the others beside each other, so that no two of them install at once.
 """
