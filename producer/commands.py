@@ -60,13 +60,14 @@ def gateway(host: str | None, port: int | None) -> None:
 
     from ackline.infra import database
     from ackline.producer.gateway import check_address, create_app
+    from ackline.producer.gateway.server import Server
 
     configure_logging()
     changes = {"gateway_host": host, "gateway_port": port}
     configured = settings().model_copy(update={name: value for name, value in changes.items() if value is not None})
-    check_address(configured)
     load_app(configured.app)
     database.upgrade(configured.database)
+    check_address(configured)
     try:
         declare(configured.broker)
     except (BrokerRefused, ConfigurationError):
@@ -76,8 +77,9 @@ def gateway(host: str | None, port: int | None) -> None:
     except AcklineError as error:
         print(f"ackline: {error} Answering 503 until it is there.", file=sys.stderr)
     listening = _listen(configured.gateway_host, configured.gateway_port)
+    app = create_app(configured)
     config = uvicorn.Config(
-        create_app(configured),
+        app,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=int(configured.grace_seconds) or 1,
@@ -87,7 +89,7 @@ def gateway(host: str | None, port: int | None) -> None:
     # uvicorn raises the signal that stopped it again when it is done: a role that was asked to stop ends with 0.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    uvicorn.Server(config).run(sockets=[listening])
+    Server(app, config).run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -13,6 +13,8 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
+from ackline.infra.database import DatabaseUnavailable
+
 log = logging.getLogger(__name__)
 
 PROBLEM = "application/problem+json"
@@ -71,6 +73,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(DatabaseUnavailable, _database_away)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -93,6 +96,11 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 async def _malformed(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101
     return answer(Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "A parameter of the request is wrong.", faults(error)))
+
+
+async def _database_away(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s: %s", request.method, request.url.path, error)
+    return answer(unavailable("The gateway's database does not answer. Nothing was done; try again soon."))
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
