@@ -74,9 +74,11 @@ FRAME_MAX = 131_072
 
 #: Random octets, taken from the system many at a time: a call costs more than the id.
 _RANDOM_POOL = 4096
+#: Hexadecimal digits of an id that are random: the last 16, but for the one that holds the variant.
+_RANDOM_DIGITS = 15
 
 _last_uuid7 = 0
-_random = b""
+_random = ""
 _random_at = 0
 _uuid7_lock = threading.Lock()
 
@@ -87,20 +89,18 @@ def uuid7() -> str:
     with _uuid7_lock:
         # 48 bits of milliseconds, then 12 bits of their fraction (RFC 9562, 6.2, method 3).
         _last_uuid7 = stamp = max(time.time_ns() * 4096 // 1_000_000, _last_uuid7 + 1)
-        if _random_at + 8 > len(_random):
-            _random, _random_at = os.urandom(_RANDOM_POOL), 0
-        tail = int.from_bytes(_random[_random_at : _random_at + 8]) & ((1 << 62) - 1)
-        _random_at += 8
-    return (
-        f"{stamp >> 28:08x}-{stamp >> 12 & 0xFFFF:04x}-7{stamp & 0xFFF:03x}-{0x8000 | tail >> 48:04x}-"
-        f"{tail & 0xFFFFFFFFFFFF:012x}"
-    )
+        end = _random_at + _RANDOM_DIGITS
+        if end > len(_random):
+            _random, _random_at, end = os.urandom(_RANDOM_POOL).hex(), 0, _RANDOM_DIGITS
+        tail, _random_at = _random[_random_at:end], end
+    head = f"{stamp:015x}"
+    return f"{head[:8]}-{head[8:12]}-7{head[12:]}-8{tail[:3]}-{tail[3:]}"
 
 
 def _forget_randomness() -> None:
     """In a forked child: what the parent has left would make the same ids, and its lock may be held."""
     global _random, _uuid7_lock
-    _random = b""
+    _random = ""
     _uuid7_lock = threading.Lock()
 
 
