@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Self
 
-from ackline.infra.table import Table, text
+from ackline.infra.table import Table, scan, text
 
 PERSISTENT = 2
 
@@ -137,6 +137,30 @@ class Properties:
     def wire(self) -> bytes:
         """Flags and values as a header frame carries them."""
         return self._raw if self._raw is not None else b"".join(self.encode())
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the broker can read them; it closes the connection on a value that is cut short or of no known kind.
+
+        What is nested within the headers is not looked at.
+        """
+        raw = self.wire
+        flags = int.from_bytes(raw[:2])
+        at = 2
+        for _, flag, kind in _FIELDS:
+            if not flags & flag:
+                continue
+            flags ^= flag
+            if kind == "table":
+                end = at + 4 + int.from_bytes(raw[at : at + 4])
+                if not scan(raw[at + 4 : end])[1]:
+                    return False
+                at = end
+            elif kind == "text":
+                at += 1 + int.from_bytes(raw[at : at + 1])
+            else:
+                at += 1 if kind == "octet" else 8
+        return at == len(raw) and not flags
 
     def encode(self) -> list[bytes]:
         """Flags and values in pieces, as pika asks for them."""

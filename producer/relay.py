@@ -180,15 +180,15 @@ class Relay:
         if not (isinstance(row.payload, bytes) and isinstance(row.properties, bytes) and len(row.type.encode()) <= 255):
             raise InvalidMessage("The row cannot be published: its type is too long, or its payload is no bytes.")
         properties = Properties.from_wire(row.properties)
-        if not properties.headers.complete or properties.copy().wire != row.properties:
+        if not properties.is_whole:
             raise InvalidMessage("The row cannot be published: its properties are not those of an AMQP message.")
         return self._publisher.send(MESSAGES, row.type, properties, row.payload, timeout=CONFIRM_SECONDS)
 
     def _await(self, sent: dict[int, Future[None]]) -> None:
         """Wait until each of *sent* is answered, which it is by its deadline; at a stop not longer than the grace."""
-        pending = set(sent.values())
-        while pending and time.monotonic() < self._stop_by:
-            pending = wait(pending, 0.25).not_done
+        for future in reversed(sent.values()):  # confirms come in order: nearly always only the last is waited for
+            while not future.done() and time.monotonic() < self._stop_by:
+                wait([future], 0.25)
 
     # --- in the database -------------------------------------------------------------------------------
 

@@ -152,3 +152,20 @@ def test_a_text_cut_short_by_the_end_of_the_octets_leaves_the_later_ones_absent(
 def test_an_array_in_headers_holds_any_value() -> None:
     inside = long_string(b"A", b"T" + struct.pack(">Q", 10**13) + long_string(b"S", b"x"))
     assert Properties.from_wire(with_headers(entry(b"a", inside))).headers.get("a") == [10**13, "x"]
+
+
+@pytest.mark.parametrize("cut", range(2, 60, 3))
+def test_properties_that_are_cut_short_are_not_whole(cut: int) -> None:
+    fields = {"content_type": "text/plain", "headers": {"a": "b"}, "priority": 3, "timestamp": 5, "app_id": "shop"}
+    raw = Properties(**fields).wire
+    assert Properties.from_wire(raw).is_whole
+    assert not Properties.from_wire(raw[:-cut]).is_whole
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b"\x00", b"\x00\x01\x00\x00", b"\x00\x02", b"\x00\x00more", with_headers(b"\x01a?"), b"\xff" * 300],
+    ids=["nothing", "half the flags", "further flags", "an unknown flag", "more", "a value of no kind", "all flags"],
+)
+def test_what_the_broker_cannot_read_is_not_whole(raw: bytes) -> None:
+    assert not Properties.from_wire(raw).is_whole
