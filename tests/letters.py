@@ -1,15 +1,18 @@
-"""Dead letters for tests, as values and as a worker publishes them."""
+"""Dead letters for tests, as values and as a worker publishes them, and the success that answers their redrive."""
 
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 from ackline.dlq import deadletter
 from ackline.dlq.deadletter import DeadLetter
+from ackline.dlq.outcome import Outcome
 from ackline.infra import wire
 from ackline.infra.names import DEAD
 from ackline.infra.properties import Properties
+from ackline.infra.tables import DeliveryState
 
 BODY = b'{"order_id": "A-1"}'
 
@@ -57,3 +60,19 @@ def read(properties: Properties, body: bytes = BODY, exchange: str | bytes = DEA
 def letter(message_id: str | None = "m-1", body: bytes = BODY, **headers: Any) -> DeadLetter:
     """A dead letter from a worker."""
     return read(worker_properties(message_id, **headers), body)
+
+
+def handled(item_id: str, consumer: str = "billing") -> Outcome:
+    """What a worker reports when a handler succeeded with what a redrive sent."""
+    return Outcome(
+        state=DeliveryState.HANDLED,
+        message_id="m-1",
+        consumer=consumer,
+        type="order.placed",
+        redrive_item_id=item_id,
+        attempt=1,
+        at=datetime(2026, 1, 2, 5, tzinfo=UTC),
+        due_at=None,
+        error=None,
+        worker="host:2",
+    )

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from ackline.dlq.outcome import Outcome
 from ackline.dlq.store import Store
 from ackline.infra import database, wire
 from ackline.infra.names import MESSAGES, UNROUTED
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings
-from tests.letters import letter, read, worker_headers, worker_properties
+from tests.letters import handled, letter, read, worker_headers, worker_properties
 from tests.roles import ROOT, environment, run
 from tests.waiting import until
 
@@ -188,7 +187,7 @@ def test_retry_waits_for_the_true_outcome(settings: Settings, store: Store) -> N
     claims = until(lambda: store.claim(10, 30), what="the request")
     items = {claim.dead_letter_id: claim.item_id for claim in claims}
     store.settle([items[1], items[2]], {}, {items[3]: "could not be sent: too large"}, again_in=1)
-    store.outcomes([Outcome(items[1], "billing", "m-1", wire.now(), "host:2")])
+    store.outcomes([handled(items[1])])
     failed = letter("m-2", redrive=items[2], minute=5)
     store.ingest([replace(failed, error_type="SMTPRecipientsRefused", error_message="550 no such mailbox")])
     told, _ = waiting.communicate(timeout=120)
@@ -205,7 +204,7 @@ def test_retry_ends_with_zero_when_all_were_handled(settings: Settings, store: S
     command = [sys.executable, "-m", "ackline.infra", "dlq", "retry", "m-1"]
     waiting = subprocess.Popen(command, env=environment(settings), cwd=ROOT, stdout=subprocess.PIPE, text=True)
     (claim,) = until(lambda: store.claim(10, 30), what="the request")
-    store.outcomes([Outcome(claim.item_id, "billing", "m-1", wire.now(), "host:2")])
+    store.outcomes([handled(claim.item_id)])
     assert waiting.communicate(timeout=120)[0] == "1: handled by billing\n"
     assert waiting.returncode == 0
 

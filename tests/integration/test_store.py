@@ -16,14 +16,13 @@ from sqlalchemy.exc import IntegrityError
 from ackline.dlq import redrive
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
-from ackline.dlq.outcome import Outcome
 from ackline.dlq.store import Store
 from ackline.infra import database, wire
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES, RETURN, UNROUTED
 from ackline.infra.properties import Properties
 from ackline.infra.tables import ItemState, actions, dead_letters, redrive_items
-from tests.letters import letter, read, worker_headers, worker_properties
+from tests.letters import handled, letter, read, worker_headers, worker_properties
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -46,10 +45,6 @@ def only(store: Store) -> int:
     """The id of the only dead letter."""
     (row,) = store.page()
     return row.id
-
-
-def handled(item_id: str, consumer: str = "billing") -> Outcome:
-    return Outcome(item_id, consumer, "m-1", datetime(2026, 1, 2, 5, tzinfo=UTC), "host:2")
 
 
 def redriving(store: Store, row_id: int) -> str:
