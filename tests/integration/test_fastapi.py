@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from ackline.infra.link import BrokerUnreachable
 from ackline.infra.names import UNROUTED
 from ackline.infra.settings import Settings
 from ackline.infra.topology import declare
-from ackline.producer import message
+from ackline.producer import Publisher, PublisherClosed, Receipt, message
 from ackline.producer.fastapi import PublisherDep, ackline_lifespan, current_publisher
 from ackline.producer.testing import FakePublisher
 from tests.documented import write_files
@@ -162,15 +163,20 @@ def test_routes_publish_whether_they_are_async_or_not(declared: Settings) -> Non
 
 def test_what_is_in_flight_when_the_app_ends_is_confirmed_first(declared: Settings) -> None:
     app = FastAPI(lifespan=ackline_lifespan(with_settings=declared))
+    submitted: list[Future[Receipt]] = []
+    used: list[Publisher] = []
 
     @app.post("/submit")
     async def _(publisher: PublisherDep) -> None:
-        for number in range(100):
-            publisher.submit(Number(number=number), timeout=PATIENT)
+        used.append(publisher)
+        submitted.extend(publisher.submit(Number(number=number), timeout=PATIENT) for number in range(500))
 
     with TestClient(app) as client:
         assert client.post("/submit").status_code == 200
-    assert numbers(declared) == list(range(100))
+    assert all(future.done() for future in submitted)
+    assert numbers(declared) == list(range(500))
+    with pytest.raises(PublisherClosed):
+        used[0].publish(Number(number=500))
 
 
 def test_each_app_has_its_own_publisher_and_those_mounted_in_it_have_that_one() -> None:
