@@ -26,17 +26,23 @@ class _Run(NamedTuple):
 class Running:
     """Enter it around a handler: `with running(report): ...`. Any number of threads."""
 
-    def __init__(self, send: Callable[[Outgoing], object], later: Callable[[float, Callable[[], None]], None]) -> None:
+    def __init__(
+        self,
+        send: Callable[[Outgoing], object],
+        later: Callable[[float, Callable[[], None]], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """send: publishes, without waiting. later: runs a function in so many seconds, on any other thread."""
         self._send = send
         self._later = later
+        self._clock = clock
         self._runs: dict[int, _Run] = {}
         self._looking = False
 
     @contextmanager
     def __call__(self, report: Callable[[], Outgoing]) -> Iterator[None]:
         """report: makes the report that the handler has begun, should it be needed."""
-        run = _Run(time.monotonic(), report)
+        run = _Run(self._clock(), report)
         self._runs[id(run)] = run
         if not self._looking:
             self._looking = True
@@ -48,7 +54,7 @@ class Running:
 
     def _look(self) -> None:
         """Report those that have run for long enough. Comes again for as long as a handler runs unreported."""
-        old = time.monotonic() - REPORT_SECONDS
+        old = self._clock() - REPORT_SECONDS
         for key, run in list(self._runs.items()):
             if run.begun <= old and self._runs.pop(key, None) is not None:
                 self._send(run.report())
