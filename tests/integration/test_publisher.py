@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import socket
@@ -20,6 +21,8 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import httpx
 import pika
 import pytest
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 from pydantic import BaseModel
 
 from ackline.infra.broker import launch
@@ -63,6 +66,11 @@ class Number(BaseModel):
     """A number that is published."""
 
     number: int
+
+
+@message("test.tracked", track=True)
+class Tracked(BaseModel):
+    """A message whose contract has it tracked, of a type that no queue is bound to."""
 
 
 @message("test.unconsumed")
@@ -186,6 +194,24 @@ def test_messages_of_one_thread_arrive_in_the_order_of_publishing(publisher: Pub
     assert numbers(url) == list(range(3_000))
 
 
+def test_a_message_carries_what_the_publisher_and_the_contract_say_of_it(publisher: Publisher, url: str) -> None:
+    publisher.publish(Number(number=1), track=True, headers={"x": 1})
+    publisher.publish(Tracked())
+    publisher.publish(Tracked(), track=False)
+    with trace.use_span(NonRecordingSpan(SpanContext(0xABC, 0xDEF, is_remote=False, trace_flags=TraceFlags(1)))):
+        publisher.publish(Number(number=2))
+        publisher.publish(Number(number=3), headers={"traceparent": "00-1-2-01"})
+    assert [properties.headers or {} for properties, _ in taken(url)] == [
+        {"x": 1, "ackline-track": True},
+        {"traceparent": f"00-{'abc':0>32}-{'def':0>16}-01"},
+        {"traceparent": "00-1-2-01"},
+    ]
+    assert [properties.headers or {} for properties, _ in taken(url, UNROUTED)] == [{"ackline-track": True}, {}]
+
+
+# --- in asyncio ----------------------------------------------------------------------------------------
+
+
 def test_in_asyncio_publishing_awaits_the_confirm_and_does_not_hold_up_the_loop(url: str) -> None:
     async def run() -> tuple[list[Receipt], int]:
         ticks = 0
@@ -197,7 +223,7 @@ def test_in_asyncio_publishing_awaits_the_confirm_and_does_not_hold_up_the_loop(
                 await asyncio.sleep(0)
 
         ticking = asyncio.create_task(tick())
-        with contextlib.closing(Publisher(url, max_in_flight=10)) as publisher:
+        async with Publisher(url, max_in_flight=10) as publisher:
             receipts = await asyncio.gather(*(publisher.apublish(Number(number=number)) for number in range(500)))
         ticking.cancel()
         return receipts, ticks
@@ -205,7 +231,28 @@ def test_in_asyncio_publishing_awaits_the_confirm_and_does_not_hold_up_the_loop(
     receipts, ticks = asyncio.run(run())
     assert len({receipt.message_id for receipt in receipts}) == 500
     assert ticks > 10
-    assert sorted(numbers(url)) == list(range(500))
+    assert numbers(url) == list(range(500))
+
+
+def test_in_asyncio_no_other_thread_takes_part(url: str) -> None:
+    async def run() -> set[str]:
+        async with Publisher(url) as publisher:
+            await publisher.apublish(Number(number=1))
+            await publisher.asend(MESSAGES, "test.number", ready_made(message_id="m-2"), b'{"number":2}')
+            return {thread.name for thread in threading.enumerate() if thread.name.startswith("ackline-io")}
+
+    assert asyncio.run(run()) == set()
+    assert numbers(url) == [1, 2]
+
+
+def test_in_asyncio_what_is_sent_ready_made_keeps_the_order_of_its_tasks(url: str) -> None:
+    async def run() -> None:
+        async with Publisher(url, max_in_flight=1) as publisher:
+            await asyncio.gather(*(publisher.asend(MESSAGES, "test.number", ready_made(), body) for body in bodies))
+
+    bodies = [b'{"number":%d}' % number for number in range(2_000)]
+    asyncio.run(run())
+    assert numbers(url) == list(range(2_000))
 
 
 def test_an_asyncio_task_that_is_cancelled_leaves_the_publisher_working(publisher: Publisher, url: str) -> None:
@@ -216,6 +263,8 @@ def test_an_asyncio_task_that_is_cancelled_leaves_the_publisher_working(publishe
             task.cancel()
             await asyncio.wait([task])
         await publisher.apublish(Number(number=1))
+        [pipeline] = [on.pipeline for on in publisher._on_loops.values()]
+        assert pipeline.link.losses == 0
 
     asyncio.run(run())
     assert publisher.publish(Number(number=2)).message_id
@@ -224,19 +273,100 @@ def test_an_asyncio_task_that_is_cancelled_leaves_the_publisher_working(publishe
 
 
 def test_asyncio_tasks_that_are_cancelled_while_they_wait_keep_no_place(url: str) -> None:
-    async def run(publisher: Publisher) -> None:
-        tasks = [asyncio.create_task(publisher.apublish(Number(number=number))) for number in range(20)]
-        await asyncio.sleep(0)
-        for task in tasks[2:]:
-            task.cancel()
-        await asyncio.wait(tasks)
+    async def run() -> None:
+        async with Publisher(url, max_in_flight=2) as publisher:
+            tasks = [asyncio.create_task(publisher.apublish(Number(number=number))) for number in range(20)]
+            await asyncio.sleep(0)
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+            # Two at a time have a place again, when those that were cancelled under way have their confirms.
+            await asyncio.gather(*(publisher.apublish(Number(number=-1), timeout=60) for _ in range(4)))
 
-    with contextlib.closing(Publisher(url, max_in_flight=2)) as publisher:
-        asyncio.run(run(publisher))
-        until(lambda: publisher._pipeline.pending() == [], what="the confirms")
-        assert publisher._window.free == 2
-        publisher.publish(Number(number=-1))
-    assert numbers(url)[-1] == -1
+    asyncio.run(run())
+    assert numbers(url)[-4:] == [-1] * 4
+
+
+def test_in_asyncio_a_publisher_serves_one_loop_after_the_other_and_threads_beside_them(
+    publisher: Publisher, url: str
+) -> None:
+    async def run(first: int) -> None:
+        await asyncio.gather(*(publisher.apublish(Number(number=number)) for number in range(first, first + 10)))
+        await asyncio.to_thread(publisher.publish, Number(number=first + 10))
+
+    for first in (0, 20, 40):
+        asyncio.run(run(first))
+    assert numbers(url) == [*range(11), *range(20, 31), *range(40, 51)]
+
+
+def test_in_asyncio_closing_awaits_every_confirm_and_refuses_what_comes_later(url: str) -> None:
+    async def run() -> list[Any]:
+        publisher = Publisher(url)
+        tasks = [asyncio.create_task(publisher.apublish(Number(number=number))) for number in range(500)]
+        future = publisher.submit(Number(number=-1))
+        await asyncio.sleep(0)
+        await publisher.aclose()
+        assert outcome(future) == "confirmed"
+        with pytest.raises(PublisherClosed):
+            await publisher.apublish(Number(number=501))
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert {type(found).__name__ for found in asyncio.run(run())} == {"Receipt"}
+    assert sorted(numbers(url)) == list(range(-1, 500))
+
+
+def test_another_thread_may_close_what_an_asyncio_loop_uses(url: str) -> None:
+    async def run() -> list[Any]:
+        publisher = Publisher(url)
+        tasks = [asyncio.create_task(publisher.apublish(Number(number=number))) for number in range(500)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(publisher.close)
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert {type(found).__name__ for found in asyncio.run(run())} == {"Receipt"}
+    assert numbers(url) == list(range(500))
+
+
+def test_in_asyncio_without_a_broker_publishing_ends_in_time_and_says_why() -> None:
+    async def run() -> None:
+        async with Publisher(NOWHERE, max_in_flight=1) as publisher:
+            with pytest.raises(PublishTimeout, match=r"Nothing answers at 127\.0\.0\.1:1: .* It was not sent"):
+                await publisher.apublish(Number(number=1), timeout=1.0)
+            assert publisher.problem == "Nothing answers at 127.0.0.1:1: is RabbitMQ running there?"
+            waiting = asyncio.create_task(publisher.apublish(Number(number=1), timeout=60))
+            await asyncio.sleep(0)
+            with pytest.raises(PublishTimeout, match=r"1 messages have waited for their confirms for 0\.2 s"):
+                await publisher.apublish(Number(number=2), timeout=0.2)
+            await publisher.aclose(0)
+            with pytest.raises(PublisherClosed):
+                await waiting
+
+    asyncio.run(run())
+
+
+def test_in_asyncio_a_connection_that_is_closed_by_an_operator_in_flight_loses_nothing(url: str, vhost: Vhost) -> None:
+    async def run() -> int:
+        unsent = itertools.count()
+        async with Publisher(url) as publisher:
+            await publisher.apublish(Number(number=next(unsent)))
+            [link] = [on.pipeline.link for on in publisher._on_loops.values()]
+
+            async def publish_until_lost() -> None:
+                while not link.losses:
+                    await publisher.apublish(Number(number=next(unsent)), timeout=60)
+
+            publishing = asyncio.gather(*(publish_until_lost() for _ in range(50)))
+            with vhost.api() as api:
+                [name] = await asyncio.to_thread(until, lambda: _connections(api, vhost), what="the connection")
+                await asyncio.to_thread(api.delete, f"/api/connections/{quote(name, safe='')}")
+            await asyncio.wait_for(publishing, 90)
+        return next(unsent)
+
+    count = asyncio.run(run())
+    assert sorted(set(numbers(url))) == list(range(count))
+
+
+# --- closing ------------------------------------------------------------------------------------------
 
 
 def test_closing_waits_for_everything_submitted(url: str) -> None:
@@ -643,10 +773,23 @@ def _what_a_child_sees(publisher: Publisher, pending: Future[Receipt]) -> list[s
     error = pending.exception(timeout=60)
     seen = ["own message confirmed", f"the parent's: {type(error).__name__}"]
     assert isinstance(error, ForkedError)
-    until(lambda: publisher._pipeline.pending() == [])
     seen.append(f"in flight at most: {publisher._window.free}")
     publisher.close()
     return seen
+
+
+def test_a_forked_child_that_waits_for_the_parents_message_only_is_not_held_up(publisher: Publisher) -> None:
+    publisher.publish(Number(number=0))
+    going_on = threading.Event()
+    publisher._pipeline.link.call(lambda: _hold_up(going_on))
+    pending = publisher.submit(Number(number=1), timeout=60)
+    # A thread of the parent waits for it too, and its lock and its name on the list are inherited.
+    waiting = threading.Thread(target=pending.exception, args=(90,))
+    waiting.start()
+    said = _in_forked_child(lambda: type(pending.exception(timeout=20)).__name__)
+    going_on.set()
+    waiting.join()
+    assert (said, outcome(pending)) == ("ForkedError", "confirmed")
 
 
 def _in_forked_child(run: Any) -> Any:
