@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, literal_column, or_, select, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
@@ -88,10 +88,22 @@ def _row(outcome: Outcome, first_at: datetime) -> dict[str, Any]:
 Columns = ReadOnlyColumnCollection[str, Any]
 
 
+def _constant(value: object) -> ColumnElement[Any]:
+    """A value in the statement's own text: as parameters, these would be ten times the row's and cost as much."""
+    return literal_column(repr(str(value)) if isinstance(value, str) else str(value))
+
+
 def _rank_of(row: Columns) -> ColumnElement[Any]:
-    stage = case(_STAGES, value=row["state"], else_=_HANDLED)
-    is_handled = case((row["state"] == DeliveryState.HANDLED, 1), else_=0)
-    return tuple_(is_handled, func.coalesce(row["redrive"], ""), row["attempts"], stage, row["changed_at"])
+    state = row["state"]
+    is_handled = case((state == _constant(DeliveryState.HANDLED), _constant(1)), else_=_constant(0))
+    stages = [(state == _constant(name), _constant(stage)) for name, stage in _STAGES.items()]
+    return tuple_(
+        is_handled,
+        func.coalesce(row["redrive"], _constant("")),
+        row["attempts"],
+        case(*stages, else_=_constant(_HANDLED)),
+        row["changed_at"],
+    )
 
 
 def _upsert(insert: Any) -> Any:

@@ -58,7 +58,11 @@ def _email() -> Consumer:
 def _settled(**changes: Any) -> Settlement:
     """What follows from the first delivery of a mail."""
     delivery = Delivery(MESSAGES, "email.send", Properties(message_id="m-1"), json.dumps(MAIL | changes).encode())
-    return handle(_email(), delivery, worker="here:1", call=lambda found, mail, ctx: found.handler(mail, ctx))
+
+    def call(found: Consumer, mail: Any, context: Context) -> None:
+        found.handler(mail, context)
+
+    return handle(_email(), delivery, worker="here:1", call=call, running=lambda report: contextlib.nullcontext())
 
 
 def _retried(settlement: Settlement) -> str:
