@@ -27,7 +27,7 @@ def checked(name: str) -> str:
     """
     if any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name):
         raise _refused("holds control characters")
-    shown = unicodedata.normalize("NFC", name).translate(_DROPPED).strip()
+    shown = unicodedata.normalize("NFC", name.translate(_DROPPED)).strip()
     # What another program may take for a separator, once it has put the name into its own normal form.
     seen = unicodedata.normalize("NFKC", shown).translate(_SLASHES)
     if "/" in seen or "\\" in seen or _DRIVE.match(seen) or not seen.strip(" ."):

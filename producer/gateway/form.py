@@ -88,6 +88,8 @@ class Form:
         self._in_file = bool(filename)  # browsers send an empty one when no file was chosen
         if not filename:
             return
+        if filename.startswith(b'"'):  # a quote that nothing closes: a line break in a name, for one
+            raise _malformed("the Content-Disposition of a part is broken off")
         if self.is_known:
             raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "The form has two files: send each in a request of its own.")
         self.is_known = True
