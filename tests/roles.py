@@ -56,7 +56,7 @@ class RoleProcess:
     def __init__(self, settings: Settings, *arguments: str, **more: str) -> None:
         self._arguments = arguments
         self._environment = environment(settings, **more)
-        self.log = settings.data_dir / f"{'-'.join(arguments)}.log"
+        self.log = settings.data_dir / (re.sub(r"\W+", "-", " ".join(arguments)) + ".log")
         self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
