@@ -280,13 +280,15 @@ callbacks = Table(
     Column("message_id", Text, primary_key=True),
     Column("type", Text, nullable=False),
     Column("url", Text, nullable=False),
-    Column("created_at", UtcTime, nullable=False),
+    Column("created_at", UtcTime, nullable=False),  # of a scheduled message: when it is due
+    Column("body", Text),  # what is told, in every attempt, once the message is final
     Column("state", Text, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("next_at", UtcTime, nullable=False),  # not before then
     Column("error", Text),  # of the last attempt
     Column("finished_at", UtcTime),
     CheckConstraint(_one_of("state", CallbackState), name="state"),
+    Index(None, "finished_at"),  # for the cleaning up
     Index("ix_callbacks_undelivered", "next_at", sqlite_where=IS_UNDELIVERED, postgresql_where=IS_UNDELIVERED),
 )
 

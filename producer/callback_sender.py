@@ -11,7 +11,8 @@ import logging
 import queue
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import replace
+from datetime import timedelta
 from functools import cached_property
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -38,13 +39,8 @@ CALLS, CALLS_PER_HOST, WAITING_PER_HOST = 32, 4, 50
 MOST_HELD, BATCH = 1000, 200
 #: Seconds between looks for callbacks whose time has come.
 LOOK_SECONDS = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    row: Callback
-    body: bytes
-    key: bytes
+#: Seconds between rounds of cleaning up, and rows that one transaction deletes at most.
+CLEAN_SECONDS, CLEAN_BATCH = 60.0, 1000
 
 
 class CallbackSender:
@@ -60,10 +56,11 @@ class CallbackSender:
         self._stopping = stopping
         self._outbound = outbound or Outbound(settings.callback_hosts)
         self._outage = Outage("calling back", stopping)
-        self._lanes: Lanes[_Call] = Lanes(
+        self._lanes: Lanes[tuple[Callback, bytes]] = Lanes(
             self._call, threads=CALLS, threads_per_lane=CALLS_PER_HOST, waiting=WAITING_PER_HOST
         )
         self._headers = {"Content-Type": "application/json", "User-Agent": f"ackline/{version('ackline')}"}
+        self._clean_at = 0.0
         #: By message id: in a lane, and answered but not yet noted.
         self._held: set[str] = set()
         self._answered: queue.SimpleQueue[tuple[str, Verdict]] = queue.SimpleQueue()
@@ -77,6 +74,7 @@ class CallbackSender:
         while not self._stopping.is_set():
             try:
                 self._settle()
+                self._clean()
                 more = len(self._held) < MOST_HELD and self._look()
             except Exception as error:
                 self._outage.wait(error)
@@ -108,6 +106,15 @@ class CallbackSender:
 
     # --- the database -------------------------------------------------------------------------------------------------
 
+    def _clean(self) -> None:
+        """Delete a batch of what was finished long ago, now and then."""
+        if time.monotonic() < self._clean_at:
+            return
+        before = now() - timedelta(days=self._settings.status_keep_days)
+        with database.writing(self._engine) as connection:
+            if callbacks.clean(connection, before, CLEAN_BATCH) < CLEAN_BATCH:
+                self._clean_at = time.monotonic() + CLEAN_SECONDS
+
     def _look(self) -> bool:
         """Take up callbacks whose time has come. Whether there may be more of them now."""
         with database.reading(self._engine) as connection:
@@ -115,15 +122,17 @@ class CallbackSender:
         if not rows:
             return False
         with database.reading(self._engine) as connection:
-            known = statuses(connection, [(row.message_id, row.type) for row in rows], consumers=self._consumers)
+            unknown = [(row.message_id, row.type) for row in rows if row.body is None]
+            known = statuses(connection, unknown, consumers=self._consumers)
         later: list[Callback] = []
         hopeless: dict[str, Verdict] = {}
-        for row in rows:
-            status = known.get((row.message_id, row.type))
-            if status is not None and status.is_final:
-                if not self._take_up(row, status):
+        for found in rows:
+            status = known.get((found.message_id, found.type))
+            row = found if status is None else _with_status(found, status)
+            if row.body is not None:
+                if not self._take_up(row):
                     later.append(row)
-            elif (verdict := callbacks.give_up(row, now())) is not None:
+            elif status is None and (verdict := callbacks.give_up(row, now())) is not None:
                 hopeless[row.message_id] = verdict
             else:
                 later.append(row)
@@ -133,11 +142,9 @@ class CallbackSender:
                 callbacks.settle(connection, hopeless)
         return len(rows) == BATCH
 
-    def _take_up(self, row: Callback, status: Status) -> bool:
+    def _take_up(self, row: Callback) -> bool:
         """Put a callback into its lane; False when that is full."""
-        host = urlsplit(row.url).netloc.lower()
-        body = status.model_dump_json(exclude_none=True).encode()
-        taken = self._lanes.put(host, _Call(row, body, self._key))
+        taken = self._lanes.put(urlsplit(row.url).netloc.lower(), (row, self._key))
         if taken:
             self._held.add(row.message_id)
         return taken
@@ -163,21 +170,29 @@ class CallbackSender:
 
     # --- the calls, on the threads of the lanes -----------------------------------------------------------------------
 
-    def _call(self, call: _Call) -> None:
-        row = call.row
+    def _call(self, taken_up: tuple[Callback, bytes]) -> None:
+        row, key = taken_up
         webhook_id = webhook.identifier(row.message_id)
-        signed = webhook.headers(call.key, webhook_id, call.body, int(time.time()))
+        body = (row.body or "").encode()
+        signed = webhook.headers(key, webhook_id, body, int(time.time()))
         try:
-            outcome = self._outbound.post(row.url, call.body, self._headers | signed)
+            outcome = self._outbound.post(row.url, body, self._headers | signed)
         except AcklineError as error:
-            verdict = callbacks.decide(row.attempts, error, now())
+            verdict = callbacks.decide(row, error, now())
         except Exception as error:  # a fault of ours must not end the lane, nor be tried for ever
             log.exception("the callback of %s failed", webhook_id)
-            verdict = callbacks.decide(row.attempts, AcklineError(f"{type(error).__name__}: {error}"), now())
+            verdict = callbacks.decide(row, AcklineError(f"{type(error).__name__}: {error}"), now())
         else:
-            verdict = callbacks.decide(row.attempts, outcome, now())
+            verdict = callbacks.decide(row, outcome, now())
         if verdict.state == CallbackState.FAILED:
             log.warning(
                 "the callback of %s is given up after %d attempts: %s", webhook_id, verdict.attempts, verdict.error
             )
         self._answered.put((row.message_id, verdict))
+
+
+def _with_status(row: Callback, status: Status) -> Callback:
+    """*row* with what the status of its message says: what to tell if it is final, else when it is due."""
+    if status.is_final:
+        return replace(row, body=status.model_dump_json(exclude_none=True))
+    return replace(row, created_at=max(row.created_at, status.due_at or row.created_at))

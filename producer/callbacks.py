@@ -4,7 +4,7 @@
 waiting ──► delivered      the receiver answered 2xx
    │  ▲
    │  └─ retry (a person)
-   └─────► failed          ten attempts in 23 hours, or 410 Gone, or a message that is not final after 30 days
+   └─────► failed          ten attempts in 23 hours, or 410 Gone, or a message of which nothing is known for 30 days
 ```
 
 A row is looked at when `next_at` has come: because a message may be final by now (no attempt has been made), or because
@@ -21,7 +21,7 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, select, update
+from sqlalchemy import Connection, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.infra.errors import AcklineError
@@ -33,7 +33,7 @@ from ackline.producer.outbound import Answer
 PAUSES = (5, 30, 120, 600, 3600, 7200, 14_400, 28_800, 28_800)
 #: Seconds of a receiver's `Retry-After` that are honoured at most.
 LONGEST_RETRY_AFTER = 3600
-#: A message that is not final after so long, or whose deliveries are not known any more, calls nobody.
+#: A message of which nothing is known after so long calls nobody: it was not accepted, or is forgotten already.
 GIVE_UP = timedelta(days=30)
 #: Seconds until a message that was not final is looked at again: a tenth of its age, within these bounds.
 SOONEST_LOOK, LATEST_LOOK = 0.5, 60.0
@@ -45,12 +45,17 @@ class NoSuchCallback(AcklineError):
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """One call that is owed, or was made. attempts: those that failed, and one that succeeded."""
+    """One call that is owed, or was made.
+
+    created_at: of a scheduled message, when it is due. body: what is told in every attempt; known since the first one.
+    attempts: those that failed, and one that succeeded.
+    """
 
     message_id: str
     type: str
     url: str
     created_at: datetime
+    body: str | None
     state: str
     attempts: int
     next_at: datetime
@@ -66,6 +71,7 @@ class Verdict:
     attempts: int
     next_at: datetime
     error: str | None
+    body: str | None
 
     def columns(self) -> dict[str, Any]:
         """As the table has them."""
@@ -105,15 +111,19 @@ def due(connection: Connection, *, but: Collection[str], limit: int) -> list[Cal
 
 
 def put_off(connection: Connection, rows: Iterable[Callback]) -> None:
-    """Look at *rows* again later, without an attempt."""
+    """Look at *rows* again later, without an attempt, and keep their `created_at`."""
     at = now()
     waits = [
-        {"id": row.message_id, "at": at + timedelta(seconds=look_again_in((at - row.created_at).total_seconds()))}
+        {
+            "id": row.message_id,
+            "since": row.created_at,
+            "at": at + timedelta(seconds=look_again_in((at - row.created_at).total_seconds())),
+        }
         for row in rows
     ]
     if waits:
         change = update(callbacks).where(callbacks.c.message_id == bindparam("id"), IS_UNDELIVERED)
-        connection.execute(change.values(next_at=bindparam("at")), waits)
+        connection.execute(change.values(created_at=bindparam("since"), next_at=bindparam("at")), waits)
 
 
 def settle(connection: Connection, verdicts: Mapping[str, Verdict]) -> None:
@@ -121,6 +131,12 @@ def settle(connection: Connection, verdicts: Mapping[str, Verdict]) -> None:
     for message_id, verdict in verdicts.items():
         change = update(callbacks).where(callbacks.c.message_id == message_id, IS_UNDELIVERED)
         connection.execute(change.values(**verdict.columns()))
+
+
+def clean(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete up to *limit* callbacks that were finished *before*, and return how many they were."""
+    old = select(callbacks.c.message_id).where(callbacks.c.finished_at < before).limit(limit)
+    return connection.execute(delete(callbacks).where(callbacks.c.message_id.in_(old))).rowcount
 
 
 def page(connection: Connection, states: Sequence[str], limit: int) -> list[Callback]:
@@ -133,8 +149,8 @@ def page(connection: Connection, states: Sequence[str], limit: int) -> list[Call
 def retry(connection: Connection, message_id: str) -> None:
     """Begin anew with a callback, whatever became of it: it is called at once. Raises `NoSuchCallback`."""
     change = update(callbacks).where(callbacks.c.message_id == message_id)
-    anew = Verdict(CallbackState.WAITING, 0, now(), None)
-    if connection.execute(change.values(**anew.columns())).rowcount != 1:
+    anew = {"state": CallbackState.WAITING, "attempts": 0, "next_at": now(), "error": None, "finished_at": None}
+    if connection.execute(change.values(anew)).rowcount != 1:
         raise NoSuchCallback(
             f"No callback is owed for a message {message_id!r}; `ackline callbacks list` shows what there is."
         )
@@ -144,29 +160,30 @@ def retry(connection: Connection, message_id: str) -> None:
 
 
 def look_again_in(age: float) -> float:
-    """Seconds until a callback is looked at again that is *age* seconds old: the call is late by a tenth at most."""
-    return min(max(age / 10, SOONEST_LOOK), LATEST_LOOK)
+    """Seconds until a callback is looked at again that is *age* seconds old; negative: its message is not due yet."""
+    return min(max(abs(age) / 10, SOONEST_LOOK), LATEST_LOOK)
 
 
-def decide(attempts: int, outcome: Answer | AcklineError, at: datetime) -> Verdict:
-    """What follows from an attempt that ended *at*; *attempts* came before it."""
-    attempts += 1
+def decide(row: Callback, outcome: Answer | AcklineError, at: datetime) -> Verdict:
+    """What follows from an attempt that ended *at*; *row* is as it was before it."""
+    attempts = row.attempts + 1
     if isinstance(outcome, Answer) and 200 <= outcome.status < 300:
-        return Verdict(CallbackState.DELIVERED, attempts, at, None)
+        return Verdict(CallbackState.DELIVERED, attempts, at, None, row.body)
     said = _answered(outcome.status) if isinstance(outcome, Answer) else str(outcome)
     is_gone = isinstance(outcome, Answer) and outcome.status == HTTPStatus.GONE
     if is_gone or attempts > len(PAUSES):
-        return Verdict(CallbackState.FAILED, attempts, at, said)
+        return Verdict(CallbackState.FAILED, attempts, at, said, row.body)
     asked = retry_after(outcome.retry_after, at) if isinstance(outcome, Answer) else 0.0
     pause = max(PAUSES[attempts - 1], min(asked, LONGEST_RETRY_AFTER))
-    return Verdict(CallbackState.WAITING, attempts, at + timedelta(seconds=pause), said)
+    return Verdict(CallbackState.WAITING, attempts, at + timedelta(seconds=pause), said, row.body)
 
 
 def give_up(row: Callback, at: datetime) -> Verdict | None:
-    """The end of a callback whose message will hardly be final any more; None while there is hope."""
+    """The end of a callback of whose message nothing is known; None while there is hope."""
     if at - row.created_at < GIVE_UP:
         return None
-    return Verdict(CallbackState.FAILED, row.attempts, at, f"The message was not final after {GIVE_UP.days} days.")
+    said = f"Nothing is known of the message after {GIVE_UP.days} days."
+    return Verdict(CallbackState.FAILED, row.attempts, at, said, None)
 
 
 def retry_after(value: str | None, at: datetime) -> float:

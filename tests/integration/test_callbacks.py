@@ -17,17 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Engine, delete, insert, select, update
 
 from ackline.infra import database
 from ackline.infra.ports import LOOPBACK, free_port
 from ackline.infra.settings import Settings
-from ackline.infra.tables import CallbackState, DeliveryState, callbacks, deliveries
+from ackline.infra.tables import CallbackState, DeliveryState, OutboxState, callbacks, deliveries, outbox
 from ackline.infra.wire import now
 from ackline.producer import webhook
 from ackline.producer.callback_sender import WAITING_PER_HOST, CallbackSender
 from ackline.producer.callbacks import GIVE_UP, PAUSES, Callback, owe
 from ackline.producer.outbound import Answer, NoAnswer, Outbound
+from ackline.producer.outbox import cancel
 from tests.receiver import Answering, Received, Receiver, raw_server
 from tests.roles import ROOT, environment, run
 from tests.waiting import until
@@ -466,12 +467,75 @@ def test_an_address_that_is_not_allowed_any_more_is_not_called(engine: Engine, s
     assert receiver.received == []
 
 
-def test_a_message_that_is_never_final_is_given_up(engine: Engine, settings: Settings) -> None:
+def test_a_message_of_which_nothing_is_known_is_given_up_and_one_in_review_is_not(
+    engine: Engine, settings: Settings
+) -> None:
+    report(engine, "in review", state=DeliveryState.IN_REVIEW)
+    for message_id in ("in review", "unknown"):
+        note(engine, message_id, f"http://{LOOPBACK}:9999/")
+        change(engine, message_id, created_at=now() - GIVE_UP, next_at=now())
     with sender(engine, settings):
-        note(engine, "m-1", f"http://{LOOPBACK}:9999/")
-        change(engine, "m-1", created_at=now() - GIVE_UP, next_at=now())
-        until(lambda: row(engine, "m-1").state == "failed", what="the end")
-    assert (row(engine, "m-1").attempts, row(engine, "m-1").error) == (0, "The message was not final after 30 days.")
+        until(lambda: row(engine, "unknown").state == "failed", what="the end")
+        until(lambda: row(engine, "in review").next_at > now(), what="a look")
+    assert (row(engine, "unknown").attempts, row(engine, "unknown").error) == (
+        0,
+        "Nothing is known of the message after 30 days.",
+    )
+    assert (row(engine, "in review").attempts, row(engine, "in review").state) == (0, "waiting")
+
+
+def test_a_scheduled_message_is_as_old_as_the_time_since_it_was_due_and_a_cancelled_one_is_told(
+    engine: Engine, settings: Settings
+) -> None:
+    due_at = now() + timedelta(days=400)
+    with database.writing(engine) as connection:
+        scheduled = {
+            "message_id": "m-1",
+            "type": TYPE,
+            "properties": b"",
+            "payload": b"",
+            "created_at": now(),
+            "due_at": due_at,
+            "state": OutboxState.WAITING,
+        }
+        connection.execute(insert(outbox).values(scheduled))
+    with Receiver() as receiver, sender(engine, settings):
+        note(engine, "m-1", receiver.url)
+        until(lambda: row(engine, "m-1").created_at == due_at, what="a look")
+        with database.writing(engine) as connection:
+            assert cancel(connection, "m-1")
+        change(engine, "m-1", next_at=now())
+        until(lambda: row(engine, "m-1").state == "delivered", what="the call")
+    assert json.loads(receiver.received[0].body)["state"] == "cancelled"
+
+
+def test_what_is_told_is_kept_when_the_status_is_forgotten_between_two_attempts(
+    engine: Engine, settings: Settings
+) -> None:
+    answers = iter([Answering(500), Answering(200)])
+    report(engine, "m-1")
+    with Receiver(lambda request: next(answers)) as receiver, sender(engine, settings):
+        note(engine, "m-1", receiver.url)
+        attempted(engine, "m-1", 1)
+        with database.writing(engine) as connection:
+            connection.execute(delete(deliveries))
+        change(engine, "m-1", next_at=now())
+        attempted(engine, "m-1", 2)
+    first, second = receiver.received
+    assert first.body == second.body
+    assert json.loads(first.body)["state"] == "handled"
+
+
+def test_what_was_finished_long_ago_is_deleted(engine: Engine, settings: Settings) -> None:
+    kept = timedelta(days=settings.status_keep_days)
+    for message_id in ("old", "young", "waiting"):
+        note(engine, message_id, f"http://{LOOPBACK}:9999/")
+    change(engine, "old", state="delivered", finished_at=now() - kept)
+    change(engine, "young", state="failed", finished_at=now() - kept + timedelta(hours=1))
+    change(engine, "waiting", created_at=now() - kept / 2)
+    with sender(engine, settings):
+        until(lambda: command(settings, "list", "--state", "delivered") == "", what="the cleaning up")
+    assert (row(engine, "young").state, row(engine, "waiting").state) == ("failed", "waiting")
 
 
 def test_a_silent_host_does_not_hold_up_another(engine: Engine, settings: Settings) -> None:

@@ -13,31 +13,38 @@ from ackline.infra.errors import ConfigurationError
 from ackline.infra.settings import Settings
 from ackline.infra.tables import CallbackState
 from ackline.producer import webhook
-from ackline.producer.callbacks import LONGEST_RETRY_AFTER, PAUSES, decide, look_again_in, retry_after
+from ackline.producer.callbacks import LONGEST_RETRY_AFTER, PAUSES, Callback, decide, look_again_in, retry_after
 from ackline.producer.outbound import Answer, NoAnswer
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
+def owed(attempts: int) -> Callback:
+    state = CallbackState.WAITING
+    return Callback(
+        "m-1", "order.placed", "https://hooks.example.com/", AT, '{"id": "m-1"}', state, attempts, AT, None, None
+    )
+
+
 def pause(attempts: int, outcome: Answer | NoAnswer) -> float:
-    return (decide(attempts, outcome, AT).next_at - AT).total_seconds()
+    return (decide(owed(attempts), outcome, AT).next_at - AT).total_seconds()
 
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_any_2xx_ends_it(status: int) -> None:
-    verdict = decide(3, Answer(status, None), AT)
+    verdict = decide(owed(3), Answer(status, None), AT)
     assert (verdict.state, verdict.attempts, verdict.error) == (CallbackState.DELIVERED, 4, None)
 
 
 @pytest.mark.parametrize("status", [101, 199, 300, 301, 302, 307, 400, 401, 404, 429, 500, 503, 599, 700])
 def test_any_other_answer_is_followed_by_another_attempt(status: int) -> None:
-    verdict = decide(0, Answer(status, None), AT)
+    verdict = decide(owed(0), Answer(status, None), AT)
     assert (verdict.state, verdict.attempts) == (CallbackState.WAITING, 1)
     assert str(verdict.error).startswith(f"It answered {status}")
 
 
 def test_no_answer_is_followed_by_another_attempt_and_its_reason_is_kept() -> None:
-    verdict = decide(0, NoAnswer("nobody there."), AT)
+    verdict = decide(owed(0), NoAnswer("nobody there."), AT)
     assert (verdict.state, verdict.attempts, verdict.error) == (CallbackState.WAITING, 1, "nobody there.")
 
 
@@ -46,7 +53,7 @@ def test_the_pauses_grow_to_hours_and_end_within_a_day() -> None:
     assert [pause(attempts, failed) for attempts in range(9)] == list(PAUSES)
     assert list(PAUSES) == sorted(PAUSES)
     assert timedelta(hours=20) < timedelta(seconds=sum(PAUSES)) < timedelta(hours=24)
-    last = decide(9, failed, AT)
+    last = decide(owed(9), failed, AT)
     assert (last.state, last.attempts, last.error) == (
         CallbackState.FAILED,
         10,
@@ -55,7 +62,7 @@ def test_the_pauses_grow_to_hours_and_end_within_a_day() -> None:
 
 
 def test_gone_ends_it_at_once() -> None:
-    verdict = decide(0, Answer(410, "5"), AT)
+    verdict = decide(owed(0), Answer(410, "5"), AT)
     assert (verdict.state, verdict.error) == (CallbackState.FAILED, "It answered 410 Gone.")
 
 
@@ -93,8 +100,16 @@ def test_retry_after_is_seconds_or_a_date_and_anything_else_says_nothing(
     assert found > LONGEST_RETRY_AFTER if seconds is None else found == seconds
 
 
-def test_a_message_that_is_not_final_is_looked_at_again_after_a_tenth_of_its_age() -> None:
-    assert [look_again_in(age) for age in (-5, 0, 1, 10, 100, 600, 10_000_000)] == [0.5, 0.5, 0.5, 1, 10, 60, 60]
+def test_what_is_told_stays_the_same_in_every_attempt() -> None:
+    for outcome in (Answer(200, None), Answer(410, None), Answer(500, None), NoAnswer("nobody there.")):
+        assert decide(owed(0), outcome, AT).body == '{"id": "m-1"}'
+
+
+def test_a_message_that_is_not_final_is_looked_at_again_after_a_tenth_of_its_age_or_of_the_time_until_it_is_due() -> (
+    None
+):
+    assert [look_again_in(age) for age in (0, 1, 10, 100, 600, 10_000_000)] == [0.5, 0.5, 1, 10, 60, 60]
+    assert [look_again_in(-age) for age in (1, 10, 100, 600, 10_000_000)] == [0.5, 1, 10, 60, 60]
 
 
 # --- signatures -------------------------------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ def upgrade() -> None:
         sa.Column("type", sa.Text(), nullable=False),
         sa.Column("url", sa.Text(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("body", sa.Text()),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("next_at", sa.DateTime(timezone=True), nullable=False),
@@ -48,6 +49,7 @@ def upgrade() -> None:
         sa.CheckConstraint("state IN ('waiting', 'delivered', 'failed')", name=op.f("ck_callbacks_state")),
         sa.PrimaryKeyConstraint("message_id", name=op.f("pk_callbacks")),
     )
+    op.create_index(op.f("ix_callbacks_finished_at"), "callbacks", ["finished_at"], unique=False)
     op.create_index(
         "ix_callbacks_undelivered",
         "callbacks",
