@@ -92,6 +92,7 @@ class Settings(BaseSettings):
     uploads_url: str | None = Field(
         default=None, description="fsspec URL of the folder of uploads; in the data folder when not set", repr=False
     )
+    metrics_open: bool = Field(default=False, description="whether /metrics of the gateway answers without a key")
     max_batch: int = Field(default=10_000, gt=0, description="messages in one request at most")
     max_batch_bytes: int = Field(default=16 * 1024 * 1024, gt=0, description="largest body of a batch")
     outbox_most: int = Field(

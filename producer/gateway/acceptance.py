@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
 from http import HTTPStatus
@@ -51,6 +52,8 @@ class Acceptance:
 
     def __init__(self, publisher: Publisher, engine: Engine, most: int) -> None:
         """most: messages in the outbox, above which no more are accepted."""
+        #: Messages made durable since the start, by type and state.
+        self.accepted: Counter[tuple[str, State]] = Counter()
         self._publisher = publisher
         self._engine = engine
         self._most = most
@@ -69,6 +72,7 @@ class Acceptance:
             except PublishError as error:
                 self._unconfirmed(entry, error)
             else:
+                self.accepted[entry.type, State.WAITING] += 1
                 return State.WAITING
         await self._store(entry)
         return State.ACCEPTED
@@ -82,6 +86,7 @@ class Acceptance:
             for index, error in zip(now, errors, strict=True):
                 try:
                     if error is None:
+                        self.accepted[entries[index].type, State.WAITING] += 1
                         results[index] = State.WAITING
                     else:
                         self._unconfirmed(entries[index], error)
@@ -181,6 +186,7 @@ class Acceptance:
             else:
                 self._depth += len(batch)
                 self._stored += len(batch)
+                self.accepted.update((entry.type, State.ACCEPTED) for entry, _ in batch)
                 if any(entry.due_at is None for entry, _ in batch):
                     self._divert()
             for _, done in batch:

@@ -17,7 +17,7 @@ from ackline.infra.errors import ConfigurationError
 from ackline.infra.ready import ready
 from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
-from ackline.producer.gateway import batch, contracts, messages, problems, status, uploads
+from ackline.producer.gateway import batch, contracts, messages, metrics, problems, status, uploads
 from ackline.producer.gateway.acceptance import Acceptance
 from ackline.producer.gateway.idempotency import Idempotency
 from ackline.producer.gateway.keys import Keys
@@ -113,6 +113,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=_CORS_HEADERS,
             expose_headers=("Retry-After",),
         )
+    metrics.install(app)
     app.include_router(messages.router)
     app.include_router(batch.router)
     app.include_router(uploads.router)
