@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from ackline.producer import Publisher, message
+from ackline.producer import Publisher, Receipt, message
 
 TYPE = "bench.sent"
 #: Bytes of a body.
@@ -65,6 +69,25 @@ def ackline_submit(url: str, count: int, threads: int) -> None:
                 thread.start()
             for thread in running:
                 thread.join()
+
+
+def ackline_memory(url: str, count: int) -> None:
+    """`Publisher.submit` from one thread, and ten looks at the memory of this process."""
+    began = time.perf_counter()
+    futures: deque[Future[Receipt]] = deque()
+    with Publisher(url) as publisher:
+        for number in range(count + 1):
+            if number % (count // 10) == 0:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                look = {
+                    "submitted": number,
+                    "seconds": time.perf_counter() - began,
+                    "rss": pages * resource.getpagesize(),
+                }
+                print(json.dumps(look))
+            futures.append(publisher.submit(sent(number), timeout=60))
+            if len(futures) > WARM_UP:
+                futures.popleft().result()
 
 
 def ackline_gather(url: str, count: int) -> None:
@@ -135,6 +158,7 @@ CONTENDERS: dict[str, Callable[[str, int], None]] = {
     "submit-1": lambda url, count: ackline_submit(url, count, 1),
     "submit-8": lambda url, count: ackline_submit(url, count, 8),
     "apublish": ackline_gather,
+    "memory": ackline_memory,
     "faststream": faststream,
     "celery": celery,
 }
