@@ -30,7 +30,9 @@ class Client:
     """One connection, used by one thread; a context manager."""
 
     def __init__(self, url: str) -> None:
-        self._connection = pika.BlockingConnection(pika.URLParameters(url))
+        parameters = pika.URLParameters(url)
+        parameters.socket_timeout = parameters.stack_timeout = 60
+        self._connection = pika.BlockingConnection(parameters)
         self._channel = self._connection.channel()
         self._channel.confirm_delivery()
 

@@ -10,12 +10,16 @@ import pytest
 from ackline.infra.running_broker import Broker, BrokerUnavailable
 from ackline.infra.settings import Settings
 from tests import broker as test_broker
-from tests import postgresql
+from tests import ports, postgresql
 from tests.broker import Vhost, settings_for
 from tests.mail import MailSink
 
 #: Whoever uses one of them works with a broker. What starts one otherwise is marked where it stands.
 BROKER_FIXTURES = frozenset({"broker", "own_broker", "server", "data_dir", "shared_up"})
+
+
+def pytest_configure() -> None:
+    ports.draw_apart()
 
 
 def pytest_report_header() -> str:

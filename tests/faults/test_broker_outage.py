@@ -41,7 +41,7 @@ def test_every_role_comes_back_and_nothing_that_was_confirmed_is_missing(
         role(settings, "reviewer") as reviewer,
         role(settings, "worker", **{FOLDER: str(tmp_path)}) as worker,
         role(settings, "gateway", "--port", "0") as gateway,
-        Publisher.connect(settings) as publisher,
+        Publisher.connect(settings, timeout=60) as publisher,
     ):
         pids = [one.pid for one in (reviewer, worker, gateway)]
         confirms: dict[int, Future[Receipt]] = {}

@@ -52,7 +52,7 @@ def _all_waited_when_it_was_deleted(vhost: Vhost, folder: Path, delay: int, *, i
         role(settings, "worker", "--consumers", "counted", **environment) as deleted_ones,
         role(settings, "worker", "--consumers", "mirrored", **environment),
     ):
-        with Publisher.connect(settings) as publisher, Client(vhost.amqp_url) as client, vhost.api() as api:
+        with Publisher.connect(settings, timeout=60) as publisher, Client(vhost.amqp_url) as client, vhost.api() as api:
             confirms = [publisher.submit(Counted(number=number, fails=True)) for number in range(WAITING)]
             assert all(confirm.exception() is None for confirm in confirms)
             with contextlib.suppress(AssertionError):  # the first are back before the last are there

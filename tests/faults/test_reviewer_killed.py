@@ -38,7 +38,7 @@ def test_a_reviewer_killed_three_times_among_10_000_dead_letters_keeps_exactly_o
     with (
         role(settings, "reviewer") as reviewer,
         role(settings, "worker", "--consumers", "counted", **{FOLDER: str(settings.data_dir)}),
-        Publisher.connect(settings) as publisher,
+        Publisher.connect(settings, timeout=60) as publisher,
     ):
         engine = database.connect(settings.database)
         try:

@@ -36,7 +36,7 @@ def test_a_worker_killed_three_times_among_10_000_messages_loses_none(
     killed_at: list[str] = []
     with (
         role(settings, "worker", "--prefetch", str(PREFETCH), **{counting.FOLDER: str(tmp_path)}) as worker,
-        Publisher.connect(settings) as publisher,
+        Publisher.connect(settings, timeout=60) as publisher,
     ):
 
         def send(count: int) -> None:
@@ -74,6 +74,6 @@ def _handled(folder: Path) -> int:
 
 def _messages(settings: Settings) -> dict[str, int]:
     """Messages in each queue that matters here, unacked ones included."""
-    with Management(settings) as management:
+    with Management(settings, timeout=60) as management:
         found = {queue["name"]: queue.get("messages", -1) for queue in management.get("queues/{vhost}")}
     return {name: found[name] for name in (*CONSUMERS, DEAD, UNROUTED)}

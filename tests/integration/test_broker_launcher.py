@@ -51,6 +51,14 @@ def node(server: Path, folder: Path) -> Iterator[PrivateNode]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def shared_node(server: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateNode]:
+    """A node that runs, for the tests that only look at it."""
+    with _node(server, tmp_path_factory.mktemp("shared")) as running:
+        running.start()
+        yield running
+
+
 def _node(server: Path, folder: Path, **options: Any) -> PrivateNode:
     return PrivateNode(server, folder / "rabbitmq", why="for a test", **options)
 
@@ -108,24 +116,25 @@ def test_a_second_launch_on_the_folder_finds_the_messages_ports_and_user(server:
         until(lambda: _count(second.amqp_url, "q") == 3, what="the messages of the first")
 
 
-def test_the_node_listens_on_loopback_only_and_signs_in_nobody_else(node: PrivateNode) -> None:
-    identity = json.loads((node.logs.parent.parent / "node.json").read_text())
+def test_the_node_listens_on_loopback_only_and_signs_in_nobody_else(shared_node: PrivateNode) -> None:
+    identity = json.loads((shared_node.logs.parent.parent / "node.json").read_text())
     for port in ("amqp_port", "management_port", "distribution_port", "epmd_port"):
         with pytest.raises(ConnectionRefusedError):  # a server on all addresses would answer here
             socket.create_connection(("127.0.0.2", identity[port]), timeout=1).close()
-    assert [user["name"] for user in _api(node, "/api/users")] == ["ackline"]
-    assert not takes_credentials(re.sub(r"//.*@", "//guest:guest@", node.amqp_url))
+    assert [user["name"] for user in _api(shared_node, "/api/users")] == ["ackline"]
+    assert not takes_credentials(re.sub(r"//.*@", "//guest:guest@", shared_node.amqp_url))
 
 
-def test_what_holds_secrets_is_readable_by_its_user_only(node: PrivateNode) -> None:
-    _, password = credentials(node.amqp_url)
+def test_what_holds_secrets_is_readable_by_its_user_only(shared_node: PrivateNode) -> None:
+    _, password = credentials(shared_node.amqp_url)
+    folder = shared_node.logs.parent.parent
     holding = [
         file
-        for file in node.logs.parent.parent.rglob("*")
+        for file in folder.rglob("*")
         if file.is_file() and password.encode() in file.read_bytes() and file.stat().st_mode & 0o077
     ]
     assert holding == []
-    assert not (node.logs.parent.parent.stat().st_mode & 0o077)
+    assert not (folder.stat().st_mode & 0o077)
     assert mentioning(password) == []
 
 
@@ -163,12 +172,12 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_a_second_broker_on_the_folder_of_a_running_one_is_refused(
-    node: PrivateNode, server: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    shared_node: PrivateNode, server: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ackline.infra.private_node._PATIENCE_SECONDS", 0.1)
     with pytest.raises(BrokerUnavailable, match="Another broker already runs on the data in"):
-        _node(server, folder)
-    assert node.alive()
+        _node(server, shared_node.logs.parent.parent.parent)
+    assert shared_node.alive()
 
 
 def test_a_remembered_port_that_is_taken_is_replaced_and_told(server: Path, folder: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from ackline.infra import running_broker, supervisor
 from ackline.infra.mailbox import Mailbox
+from ackline.infra.node_identity import settle_identity
 from ackline.infra.ports import free_port
 from tests import broker as test_broker
 from tests.processes import mentioning
@@ -33,6 +34,8 @@ class Up:
 
     def __init__(self, data_dir: Path, *options: str, port: int) -> None:
         self.data_dir = data_dir
+        (data_dir / "rabbitmq").mkdir(mode=0o700, parents=True, exist_ok=True)
+        settle_identity(data_dir / "rabbitmq")  # draws its broker's ports in this process: see `tests.ports`
         self.gateway = f"http://127.0.0.1:{port}"
         self._output = data_dir.parent / f"up-{time.monotonic_ns()}.txt"
         with self._output.open("wb") as output:
