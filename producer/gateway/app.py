@@ -17,7 +17,7 @@ from ackline.infra.errors import ConfigurationError
 from ackline.infra.ready import ready
 from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
-from ackline.producer.gateway import batch, contracts, messages, metrics, problems, status, uploads
+from ackline.producer.gateway import batch, contracts, documentation, messages, metrics, problems, status, uploads
 from ackline.producer.gateway.acceptance import Acceptance
 from ackline.producer.gateway.idempotency import Idempotency
 from ackline.producer.gateway.keys import Keys
@@ -100,6 +100,8 @@ def create_app(settings: Settings) -> FastAPI:
         title="Ackline gateway",
         description="Publishes messages. 202 means that the message is durable: RabbitMQ has it, or the outbox.",
         lifespan=lifespan,
+        docs_url=None,  # see `documentation`
+        redoc_url=None,
         redirect_slashes=False,  # another address is another resource, and says so
         # Errors are problems, which the routes name themselves; FastAPI's own 422 shape does not occur.
         responses={status: {"model": problems.Problem} for status in (401, 403, 404, 413, 415, 422, 429, 503)},
@@ -114,6 +116,7 @@ def create_app(settings: Settings) -> FastAPI:
             expose_headers=("Retry-After",),
         )
     metrics.install(app)
+    documentation.install(app)
     app.include_router(messages.router)
     app.include_router(batch.router)
     app.include_router(uploads.router)
