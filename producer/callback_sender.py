@@ -194,5 +194,5 @@ class CallbackSender:
 def _with_status(row: Callback, status: Status) -> Callback:
     """*row* with what the status of its message says: what to tell if it is final, else when it is due."""
     if status.is_final:
-        return replace(row, body=status.model_dump_json(exclude_none=True))
+        return replace(row, body=status.model_dump_json())
     return replace(row, created_at=max(row.created_at, status.due_at or row.created_at))

@@ -25,6 +25,7 @@ from ackline.infra.tables import OutboxState
 from ackline.infra.terminal import console, line, moment, plain
 from ackline.infra.topology import TopologyNotPermitted, declare
 from ackline.producer import outbox as rows
+from ackline.producer.callback_sender import CallbackSender
 from ackline.producer.outbox import Stored
 from ackline.producer.publisher import Publisher
 from ackline.producer.relay import Relay
@@ -55,6 +56,8 @@ def relay(database_url: str | None) -> None:
 
     One is active for each database; others that run on it stand by. SIGTERM or Ctrl-C: waits for the confirms that are
     under way, lets another take over, and ends. A second one ends at once; nothing is lost by that.
+
+    On Ackline's own database the active one makes the callbacks, too.
     """
     configure_logging()
     configured = settings()
@@ -69,8 +72,13 @@ def relay(database_url: str | None) -> None:
         except AcklineError as error:
             log.warning("%s Waiting for it.", error)
         publisher = Publisher(url, name="relay", app_id=configured.service)
+        is_own = database_url in (None, configured.database)
         role = Relay(
-            publisher, engine, keep_seconds=configured.outbox_keep_seconds, grace_seconds=configured.grace_seconds
+            publisher,
+            engine,
+            keep_seconds=configured.outbox_keep_seconds,
+            grace_seconds=configured.grace_seconds,
+            while_active=(lambda stopping: CallbackSender(engine, configured, stopping).run()) if is_own else None,
         )
         stop_on_signal(role.stop)
         role.run()

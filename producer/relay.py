@@ -34,6 +34,7 @@ from ackline.infra.ready import ready
 from ackline.infra.table import text
 from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, outbox
 from ackline.infra.wire import cut, now
+from ackline.producer.companion import Companion, Work
 from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError
 from ackline.producer.lease import Lease
 from ackline.producer.publisher import Publisher
@@ -75,11 +76,18 @@ class Relay:
     """Publishes the outbox of one database, from `run` to `stop`. Several on one database: one is active."""
 
     def __init__(
-        self, publisher: Publisher, engine: Engine, *, keep_seconds: float = 3600.0, grace_seconds: float = 10.0
+        self,
+        publisher: Publisher,
+        engine: Engine,
+        *,
+        keep_seconds: float = 3600.0,
+        grace_seconds: float = 10.0,
+        while_active: Work | None = None,
     ) -> None:
         """publisher: the relay closes it. engine: a database with the tables of an outbox.
 
         keep_seconds: how long published and cancelled rows are kept. grace_seconds: how long `stop` takes.
+        while_active: what else the active one of several relays does, on a thread of its own.
         """
         self._publisher = publisher
         self._engine = engine
@@ -89,6 +97,7 @@ class Relay:
         self._stopping = threading.Event()
         self._stop_by = float("inf")
         self._clean_at = 0.0
+        self._companion = Companion(while_active, "relay companion") if while_active else None
 
     def run(self) -> None:
         """Work until `stop`. Call it on one thread, once.
@@ -102,6 +111,8 @@ class Relay:
             ready()
             while not self._stopping.is_set():
                 term = self._lease.term
+                if self._companion is not None:
+                    self._companion.stop() if term is None else self._companion.start()
                 if term is None:
                     self._stopping.wait(POLL_SECONDS)
                     continue
@@ -114,7 +125,11 @@ class Relay:
                 self._stopping.wait(pause)
         finally:
             # In this order: who has the lease next finds nothing of ours on its way.
+            if self._companion is not None:
+                self._companion.stop()
             self._publisher.close(max(min(self._stop_by - time.monotonic(), self._grace), 0.5))
+            if self._companion is not None:
+                self._companion.join(max(min(self._stop_by - time.monotonic(), self._grace), 0.5))
             self._lease.stop(1.0)
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from sqlalchemy import Engine, delete, insert, select, update
 
@@ -29,8 +30,9 @@ from ackline.producer.callback_sender import WAITING_PER_HOST, CallbackSender
 from ackline.producer.callbacks import GIVE_UP, PAUSES, Callback, owe
 from ackline.producer.outbound import Answer, NoAnswer, Outbound
 from ackline.producer.outbox import cancel
+from tests.mail import MailSink
 from tests.receiver import Answering, Received, Receiver, raw_server
-from tests.roles import ROOT, environment, run
+from tests.roles import ROOT, environment, listening, role, run
 from tests.waiting import until
 
 NAME = "hooks.example.com"
@@ -652,3 +654,83 @@ def test_a_sender_killed_before_it_noted_the_answer_calls_again_under_the_same_i
     assert len(receiver.received) >= 3
     assert {call.headers["Webhook-Id"] for call in receiver.received} == {"m-1"}
     assert {call.body for call in receiver.received} == {receiver.received[0].body}
+
+
+# --- with everything else ---------------------------------------------------------------------------------------------
+
+
+def test_the_next_relay_repeats_the_call_that_the_killed_one_had_begun(ackline_settings: Settings) -> None:
+    called, over = threading.Event(), threading.Event()
+
+    def answers(request: Received) -> Answering:
+        called.set()
+        over.wait(120)
+        return Answering()
+
+    with contextlib.ExitStack() as stack:
+        receiver = stack.enter_context(Receiver(answers))
+        relay = stack.enter_context(role(ackline_settings, "relay", ACKLINE_CALLBACK_HOSTS=LOOPBACK))
+        engine = database.connect(ackline_settings.database)
+        stack.callback(engine.dispose)
+        report(engine, "m-1")
+        note(engine, "m-1", receiver.url)
+        assert called.wait(90)
+        relay.kill()
+        assert row(engine, "m-1").state == "waiting"
+        over.set()
+        relay.start()
+        until(lambda: row(engine, "m-1").state == "delivered", what="the call of the next")
+        assert relay.stop() == 0
+    assert len(receiver.received) >= 2
+    assert {call.headers["Webhook-Id"] for call in receiver.received} == {"m-1"}
+
+
+def test_who_asked_over_http_is_called_when_the_mail_was_sent(ackline_settings: Settings, smtp_sink: MailSink) -> None:
+    settings = ackline_settings.model_copy(update={"smtp_url": smtp_sink.url})
+    mail = {"to": "ada@example.test", "subject": "Hello", "body": "Hi"}
+    with contextlib.ExitStack() as stack:
+        receiver = stack.enter_context(Receiver())
+        for name in ("reviewer", "worker"):
+            stack.enter_context(role(settings, name))
+        stack.enter_context(role(settings, "relay", ACKLINE_CALLBACK_HOSTS=LOOPBACK))
+        gateway = stack.enter_context(role(settings, "gateway", "--port", "0", ACKLINE_CALLBACK_HOSTS=LOOPBACK))
+        client = stack.enter_context(httpx.Client(base_url=listening(gateway), timeout=60, trust_env=False))
+        until(lambda: client.get("/readyz").is_success, what="the gateway to be ready")
+        for bad in BAD_URLS:
+            refused = client.post("/v1/messages/email.send", json=mail, params={"callback_url": bad})
+            assert refused.status_code == 422, bad
+            assert refused.headers["content-type"] == "application/problem+json"
+        accepted = client.post("/v1/messages/email.send", json=mail, params={"callback_url": receiver.url})
+        assert accepted.status_code == 202, accepted.text
+        until(lambda: receiver.received, what="the call")
+        status = client.get(accepted.json()["status_url"])
+    [call] = receiver.received
+    assert verify()(command(settings, "secret").strip(), call.headers, call.body)
+    assert call.headers["Webhook-Id"] == accepted.json()["id"]
+    assert json.loads(call.body) == status.json()
+    assert status.json()["state"] == "handled"
+    assert [(found["consumer"], found["state"]) for found in status.json()["deliveries"]] == [("email", "handled")]
+    assert len(smtp_sink.mails()) == 1
+
+
+#: Each would reach what its client must not reach, or say what it must not say.
+BAD_URLS = [
+    "",
+    "http://169.254.169.254/latest/meta-data/",
+    "http://localhost:15672/api/users",
+    "http://[::1]:15672/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://2130706433/",
+    "http://0x7f.1/",
+    "http://127.1/",
+    "http://user:password@127.0.0.1:8000/",
+    "http://127.0.0.1:22/",
+    "http://127.0.0.1:8000#@evil.test/",
+    "http://127.0.0.1\\@evil.test/",
+    "file:///etc/passwd",
+    "gopher://127.0.0.1:6379/_FLUSHALL",
+    "http://127.0.0.1:8000/\r\nX-Injected: 1",
+    "http://127.0.0.1:8000/ HTTP/1.1\r\nHost: evil.test",
+    "http://127.0.0.1:8000/\x00",
+    "http://127.0.0.1:8000/" + "a" * 3000,
+]
