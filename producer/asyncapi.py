@@ -29,6 +29,7 @@ from ackline.infra.link import parameters
 from ackline.infra.names import MESSAGES
 from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue
+from ackline.infra.wire import TRACK
 from ackline.producer.message import Contract, contract_of, contracts
 from ackline.producer.schema import NoSchema, plain, schema_of
 
@@ -38,7 +39,10 @@ _BINDING = {"bindingVersion": "0.3.0"}
 #: What any message may carry (`ackline.infra.wire`); the other properties are the client library's own.
 _HEADERS = {
     "type": "object",
-    "properties": {"traceparent": {"type": "string", "description": "W3C trace context"}},
+    "properties": {
+        "traceparent": {"type": "string", "description": "W3C trace context"},
+        TRACK: {"type": "boolean", "description": "true: every delivery is accounted for by id"},
+    },
 }
 
 

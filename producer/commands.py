@@ -17,7 +17,7 @@ from ackline.infra.logs import configure_logging
 from ackline.infra.settings import settings
 from ackline.infra.topology import TopologyNotPermitted, declare
 from ackline.producer.errors import InvalidMessage
-from ackline.producer.message import contracts
+from ackline.producer.message import contracts, unknown
 from ackline.producer.publisher import Publisher
 
 
@@ -35,10 +35,7 @@ def publish(message_type: str, payload: str, message_id: str | None, timeout: fl
     load_app(configured.app)
     model = contracts().get(message_type)
     if model is None:
-        raise InvalidMessage(
-            f"There is no message type {message_type!r}; the application ({', '.join(configured.app)}) has: "
-            f"{', '.join(sorted(contracts())) or 'none'}."
-        )
+        raise InvalidMessage(unknown(message_type))
     try:
         instance = model.model_validate_json(sys.stdin.buffer.read() if payload == "-" else payload)
     except ValidationError as error:
