@@ -129,7 +129,7 @@ def _payloads(known: list[Contract]) -> tuple[dict[str, Any], dict[str, Any], li
 
 
 def _message(contract: Contract, payload: dict[str, Any] | None) -> dict[str, Any]:
-    described = contract.model.__doc__ and inspect.cleandoc(contract.model.__doc__)
+    described = inspect.cleandoc(contract.model.__doc__ or "").encode("utf-8", "replace").decode()
     made = {
         "name": contract.type,
         "title": contract.model.__name__,

@@ -52,7 +52,7 @@ def message(type_: str, /, *, version: str | int = "1", track: bool = False) -> 
 
     version: of the payload's shape, for documentation (see above): 1 to 32 letters, digits, `.`, `_` or `-`.
     track: whether every delivery of its messages is accounted for by id (`GET /v1/messages/{id}`), by default.
-    Raises `ConfigurationError` when *type_* is no routing key, or another model has it already.
+    Raises `ConfigurationError` when *type_* is no routing key, another model has it already, or the model has another.
     """
     if not _TYPE.match(type_) or len(type_) > 255 or type_.startswith("ackline."):
         raise ConfigurationError(
@@ -71,6 +71,12 @@ def message(type_: str, /, *, version: str | int = "1", track: bool = False) -> 
             raise ConfigurationError(
                 f"The message type {type_!r} is already {other.__module__}.{other.__qualname__}; "
                 f"{model.__module__}.{model.__qualname__} needs another."
+            )
+        mine: Contract | None = model.__dict__.get("__ackline_contract__")
+        if mine is not None and mine.type != type_ and _contracts.get(mine.type) is model:
+            raise ConfigurationError(
+                f"{model.__module__}.{model.__qualname__} is the contract of {mine.type!r} already; make another class "
+                f"for {type_!r}, which may inherit from it."
             )
         model.__ackline_contract__ = Contract(type_, str(version), track, model)  # type: ignore[attr-defined]
         _contracts[type_] = model

@@ -252,6 +252,17 @@ def test_a_contract_without_a_schema_is_named_and_does_not_spoil_the_others() ->
     assert "send:bad.one" in made["operations"]
 
 
+def test_a_description_that_is_no_unicode_is_shown_as_far_as_it_is() -> None:
+    class Described(BaseModel):
+        pass
+
+    Described.__doc__ = "caf\udce9"
+    message("described")(Described)
+    made, _ = asyncapi(settings())
+    assert made["components"]["messages"]["described"]["description"] == "caf?"
+    json.dumps(made, ensure_ascii=False).encode()
+
+
 def test_the_version_of_the_document_changes_with_what_is_in_it() -> None:
     message("a")(Tree)
     first = document()["info"]["version"]

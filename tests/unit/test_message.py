@@ -76,6 +76,17 @@ def test_the_same_model_imported_again_replaces_itself() -> None:
     assert contracts()["unit.reloaded"] is second
 
 
+def test_a_model_is_the_contract_of_one_type_only() -> None:
+    @message("unit.one")
+    class One(BaseModel):
+        pass
+
+    with pytest.raises(ConfigurationError, match=r"One is the contract of 'unit.one' already; .* for 'unit.two'"):
+        message("unit.two")(One)
+    assert type_of(One) == "unit.one"
+    assert "unit.two" not in contracts()
+
+
 def test_a_model_without_a_contract_is_no_message_even_when_its_parent_has_one() -> None:
     @message("unit.parent")
     class Parent(BaseModel):
