@@ -174,7 +174,8 @@ def _add_consumer(document: dict[str, Any], consumer: ConsumerQueue, vhost: str)
     types = [type_ for type_ in consumer.types if type_ in document["components"]["messages"]]
     queue = {"name": consumer.name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": vhost}
     document["channels"][channel] = {
-        "address": consumer.name,
+        # In an address these mean something; the binding has the name in any case.
+        "address": None if set(consumer.name) & set("?#{}") else consumer.name,
         "messages": {type_: {"$ref": f"#/components/messages/{type_}"} for type_ in types},
         "bindings": {"amqp": {"is": "queue", "queue": queue, **_BINDING}},
     }

@@ -206,7 +206,9 @@ def test_a_consumer_may_have_any_name() -> None:
     message("order.placed")(Tree)
     name = "bi/ll~ing 100% #ü"
     made = document((ConsumerQueue(name, ("order.placed", "unknown.type")),))
-    assert resolve(made, made["operations"][f"receive:{name}"]["channel"]["$ref"])["address"] == name
+    channel = resolve(made, made["operations"][f"receive:{name}"]["channel"]["$ref"])
+    assert channel["bindings"]["amqp"]["queue"]["name"] == name
+    assert channel["address"] is None, "a fragment is not allowed in it"
 
 
 def test_nested_models_of_equal_names_are_told_apart_and_shared_ones_shared() -> None:
