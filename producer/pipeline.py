@@ -20,11 +20,12 @@ together (`ackline.infra.frames`): that, not the broker, is what decides how fas
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from typing import Any, Protocol
 
 import pika
@@ -54,6 +55,9 @@ _SWEEP = 0.1
 _WRITE_SIZE = 64 * 1024
 #: AMQP reply codes that close a channel for the fault of one message.
 _ACCESS_REFUSED, _NOT_FOUND, _PRECONDITION_FAILED = 403, 404, 406
+
+#: Its task was cancelled, its deadline passed, or the publisher was closed meanwhile.
+_SETTLED = (InvalidStateError, asyncio.InvalidStateError)
 
 
 class Places(Protocol):
@@ -110,14 +114,16 @@ class Sending:
         return Properties.from_wire(self.properties).message_id
 
     def fail(self, error: PublishError) -> None:
-        if not self.future.done():
-            message_id = self.message_id
-            error.message_id = text(message_id) if message_id else None
+        message_id = self.message_id
+        error.message_id = text(message_id) if message_id else None
+        with contextlib.suppress(*_SETTLED):
             self.future.set_exception(error)
 
     def confirm(self) -> None:
-        if not self.future.done():
+        try:  # noqa: SIM105 - the hot path
             self.future.set_result(self.result)
+        except _SETTLED:
+            pass
 
 
 class Pipeline:
@@ -293,7 +299,7 @@ class Pipeline:
     def _drain(self) -> None:
         self._woken = False
         channel = self._channel
-        if not self._ready or channel is None or not channel.is_open or self.link.blocked:
+        if not self._ready or channel is None or not channel.is_open or self.link.blocked or self._closed:
             return
         connection: Any = channel.connection
         queue, in_flight, frame_max = self._queue, self._in_flight, self.link.frame_max

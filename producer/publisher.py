@@ -26,9 +26,9 @@ from ackline.infra.settings import Settings, process_name, settings
 from ackline.infra.wire import TRACK, cut, uuid7
 from ackline.producer.confirmation import Confirmation
 from ackline.producer.errors import ForkedError, MessageTooLarge, PublishTimeout
-from ackline.producer.message import contract_of, encode
+from ackline.producer.message import encode
 from ackline.producer.pipeline import Pipeline, Sending
-from ackline.producer.stamp import Stamp
+from ackline.producer.stamp import Stamps
 from ackline.producer.tracing import trace_headers
 from ackline.producer.window import TaskWindow, Window
 
@@ -74,9 +74,8 @@ class Publisher:
         """
         self._url = url
         self._name = name
-        self._app_id = app_id
         self._max_in_flight = max_in_flight
-        self._stamps: dict[type[BaseModel], Stamp] = {}
+        self._stamps = Stamps(app_id)
         self._reset()
         _publishers.add(self)
 
@@ -189,25 +188,24 @@ class Publisher:
         here.pipeline.put(sending)
         return await future
 
-    async def asend(
+    def asend(
         self, exchange: str, routing_key: str, properties: Properties, body: bytes, *, timeout: float = TIMEOUT
-    ) -> None:
-        """`send` for asyncio: awaits the confirm of something ready-made, on a connection that runs on this loop.
+    ) -> asyncio.Future[None]:
+        """`send` for asyncio: a future to await, of something ready-made, on a connection that runs on this loop.
 
-        It is in the queue when this first suspends, so tasks that are started in an order publish in that order.
-        Never waits for room: the caller bounds what it has in flight. Raises `PublishError`.
+        It is in the queue when this returns. Never waits for room: the caller bounds what it has in flight. The future
+        fails with a `PublishError`. Raises `MessageTooLarge` at once for a routing key that AMQP cannot hold.
         """
         here = self._here()
         future: asyncio.Future[None] = here.loop.create_future()
         here.pipeline.put(_ready_made(exchange, routing_key, properties, body, timeout, future))
-        await future
+        return future
 
     def _here(self) -> _OnLoop:
         """The pipeline of the running asyncio loop."""
         loop = asyncio.get_running_loop()
         found = self._on_loops.get(loop)
         if found is None:
-            # Loops that are closed took their connections with them.
             self._on_loops = {other: on for other, on in self._on_loops.items() if not other.is_closed()}
             window = TaskWindow(self._max_in_flight)
             pipeline = Pipeline(self._url, self._connection_name, window, on_asyncio=True)
@@ -228,7 +226,7 @@ class Publisher:
         deadline: float,
         future: Future[Receipt] | asyncio.Future[Receipt],
     ) -> Sending:
-        stamp = self._stamps.get(instance.__class__) or self._stamp(instance)
+        stamp = self._stamps.of(instance)
         receipt = Receipt(message_id or uuid7(), stamp.type)
         if stamp.track if track is None else track:
             headers = {**(headers or {}), TRACK: True}
@@ -241,11 +239,6 @@ class Publisher:
             raise MessageTooLarge(f"The message cannot be sent: {error}.", receipt.message_id) from None
         body = encode(instance)
         return Sending(MESSAGES, stamp.type, stamp.method, properties, body, deadline, future, receipt)
-
-    def _stamp(self, instance: BaseModel) -> Stamp:
-        contract = contract_of(instance)
-        stamp = self._stamps[instance.__class__] = Stamp(contract.type, self._app_id, track=contract.track)
-        return stamp
 
     def _no_room(self, pipeline: Pipeline, sending: Sending, timeout: float) -> PublishTimeout:
         return PublishTimeout(
@@ -275,7 +268,8 @@ class Publisher:
                 sending.fail(ForkedError("This process was forked while the message was under way in its parent."))
 
     def _pipelines(self) -> list[Pipeline]:
-        return [self._pipeline, *(on.pipeline for on in self._on_loops.values())]
+        # Loops that are closed took their connections with them.
+        return [self._pipeline, *(on.pipeline for on in list(self._on_loops.values()) if not on.loop.is_closed())]
 
     def start(self) -> None:
         """Begin to connect, and return at once. Publishing does it too.
@@ -311,7 +305,7 @@ class Publisher:
         for on in list(self._on_loops.values()):
             if on.loop.is_running() and on.loop is not _running_loop():
                 asyncio.run_coroutine_threadsafe(on.pipeline.aclose(timeout), on.loop).result()
-            else:
+            elif not on.loop.is_closed():
                 on.pipeline.close(0)
         self._pipeline.close(timeout)
 
