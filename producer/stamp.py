@@ -6,10 +6,13 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
 from ackline.infra.frames import publish_method
 from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT
 from ackline.infra.table import Table
+from ackline.producer.message import contract_of
 
 #: Bits of the property flags (AMQP 0-9-1, class `basic`); the values follow in this order.
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
@@ -55,6 +58,24 @@ class Stamp:
             flags |= _CORRELATION_ID
             pieces.append(_text("correlation_id", correlation_id))
         return b"".join((flags.to_bytes(2), *pieces, *rest))
+
+
+class Stamps:
+    """The stamp of each contract, made when it is first asked for. Thread-safe."""
+
+    def __init__(self, app_id: str) -> None:
+        """app_id: the service that publishes."""
+        self._app_id = app_id
+        self._made: dict[type[BaseModel], Stamp] = {}
+
+    def of(self, instance: BaseModel) -> Stamp:
+        """The stamp of what *instance* is. Raises `InvalidMessage` when that has no contract."""
+        return self._made.get(instance.__class__) or self._make(instance)
+
+    def _make(self, instance: BaseModel) -> Stamp:
+        contract = contract_of(instance)
+        stamp = self._made[instance.__class__] = Stamp(contract.type, self._app_id, track=contract.track)
+        return stamp
 
 
 def _text(name: str, value: str) -> bytes:

@@ -205,11 +205,11 @@ class FakePublisher(Publisher):
         )
         return receipt
 
-    async def asend(
+    def asend(
         self, exchange: str, routing_key: str, properties: Properties, body: bytes, *, timeout: float = TIMEOUT
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """See `Publisher.asend`, and `sent`."""
-        await self._await(self._put(Sent(exchange, routing_key, properties, body)), timeout)
+        return asyncio.ensure_future(self._await(self._put(Sent(exchange, routing_key, properties, body)), timeout))
 
     def start(self) -> None:
         """Nothing: there is nothing to connect to."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -112,41 +112,51 @@ async def publish_batch(request: Request) -> Response:
         )
     caller.take(len(items) - 1)  # the request itself was counted as one
 
-    async def work(message_id: str) -> dict[str, Any]:
-        return {"results": await _accept(served, caller, items, UUID(message_id), travelling)}
-
     key = request.headers.get("idempotency-key")
     if key is None:
-        return _answer(await work(uuid7()))
+        return _answer(await _accept(served, caller, items, lambda _: uuid7(), travelling))
+
+    async def work(message_id: str) -> dict[str, Any]:
+        # Derived, so that a batch that is tried again has the same ids.
+        batch_id = UUID(message_id)
+        return await _accept(served, caller, items, lambda index: str(uuid5(batch_id, str(index))), travelling)
+
     asked = repr(travelling).encode() + body
     return _answer(*await served.idempotency.once(caller.name, key, asked, work))
 
 
 async def _accept(
-    served: Service, caller: Caller, items: Sequence[Written], batch_id: UUID, travelling: Mapping[str, str]
-) -> list[dict[str, Any]]:
-    """Publish what can be; a result for each item."""
+    served: Service,
+    caller: Caller,
+    items: Sequence[Written],
+    id_of: Callable[[int], str],
+    travelling: Mapping[str, str],
+) -> dict[str, Any]:
+    """Publish what can be; a result for each item.
+
+    id_of: the message id of an item that brings none, by its index.
+    """
     results: list[dict[str, Any]] = []
-    entries: dict[int, Entry] = {}
+    parsed: dict[int, tuple[Entry, bool]] = {}
     for index, item in enumerate(items):
         try:
-            entries[index] = _entry(served, caller, item, batch_id, index, travelling)
+            message, own_id = _message(served, caller, item)
+            entry = entry_of(served, message, own_id or id_of(index), travelling, _NO_OPTIONS)
+            parsed[index] = entry, served.stamps.of(message).track
             results.append({})
         except Refusal as refusal:
             results.append({"index": index, **refusal.problem()})
-    states = await served.acceptance.accept_all(list(entries.values()))
-    for (index, entry), state in zip(entries.items(), states, strict=True):
+    states = await served.acceptance.accept_all([entry for entry, _ in parsed.values()])
+    for (index, (entry, tracked)), state in zip(parsed.items(), states, strict=True):
         if isinstance(state, Refusal):
             results[index] = {"index": index, "id": entry.message_id, "type": entry.type, **state.problem()}
         else:
-            results[index] = {"index": index, "status": 202, **accepted(served, entry, state)}
-    return results
+            results[index] = {"index": index, "status": 202, **accepted(served, entry, state, tracked=tracked)}
+    return {"results": results}
 
 
-def _entry(
-    served: Service, caller: Caller, item: Written, batch_id: UUID, index: int, travelling: Mapping[str, str]
-) -> Entry:
-    """The message that one item is. Raises `Refusal`."""
+def _message(served: Service, caller: Caller, item: Written) -> tuple[BaseModel, str | None]:
+    """The message that one item is, and the id that it brings. Raises `Refusal`."""
     if item.refusal is not None:
         raise item.refusal
     most = served.settings.max_body_bytes
@@ -165,9 +175,7 @@ def _entry(
         found = _item_of(model).model_validate_json(item.text)
     except ValidationError as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The item is no {name}.", faults(error)) from None
-    # Derived, so that a batch that is tried again has the same ids.
-    message_id = found.id or str(uuid5(batch_id, str(index)))
-    return entry_of(served, found.data, message_id, travelling, _NO_OPTIONS)
+    return found.data, found.id
 
 
 @lru_cache(maxsize=1024)

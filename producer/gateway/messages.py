@@ -16,16 +16,18 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from ackline.infra import database
+from ackline.infra.properties import Properties
 from ackline.infra.wire import TRACK, uuid7
 from ackline.producer import callbacks
-from ackline.producer.envelope import Entry, enclose
-from ackline.producer.errors import InvalidMessage, MessageTooLarge
+from ackline.producer.envelope import Entry
+from ackline.producer.errors import InvalidMessage
 from ackline.producer.gateway import parameters
 from ackline.producer.gateway.acceptance import State
 from ackline.producer.gateway.parameters import IDEMPOTENCY_KEY, OPTIONS, TRAVELLING, Options
 from ackline.producer.gateway.problems import Refusal, faults
 from ackline.producer.gateway.service import Service, service
-from ackline.producer.message import contract_of, contracts, unknown
+from ackline.producer.message import contracts, encode, unknown
+from ackline.producer.stamp import Stamp
 
 router = APIRouter()
 
@@ -86,7 +88,8 @@ async def publish(request: Request) -> Response:
         entry = entry_of(served, message, message_id, travelling, options)
         if options.callback_url is not None:
             await asyncio.to_thread(_owe, served, entry, options.callback_url)
-        return accepted(served, entry, await served.acceptance.accept(entry))
+        tracked = is_tracked(served.stamps.of(message), options)
+        return accepted(served, entry, await served.acceptance.accept(entry), tracked=tracked)
 
     key = request.headers.get("idempotency-key")
     if key is None:
@@ -102,28 +105,30 @@ def entry_of(
 
     travelling: what of the request travels with it, as `parameters.travelling` gives it.
     """
-    is_tracked = contract_of(message).track if options.track is None else options.track
+    stamp = served.stamps.of(message)
     headers: dict[str, Any] = {name: value for name, value in travelling.items() if name != "correlation_id"}
-    if is_tracked or options.callback_url is not None:
+    if is_tracked(stamp, options):
         headers[TRACK] = True
     try:
-        return enclose(
-            message,
-            message_id=message_id,
-            correlation_id=travelling.get("correlation_id"),
-            headers=headers,
-            deliver_at=options.due_at,
-            app_id=served.settings.service,
-        )
-    except MessageTooLarge as error:
-        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error)) from None
+        properties = stamp.properties(message_id, travelling.get("correlation_id"), headers)
+        return Entry(message_id, stamp.type, Properties.from_wire(properties), encode(message), options.due_at)
     except InvalidMessage as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error)) from None
 
 
-def accepted(served: Service, entry: Entry, state: State) -> dict[str, Any]:
+def is_tracked(stamp: Stamp, options: Options) -> bool:
+    """Whether the deliveries of a message are accounted for by id.
+
+    Those of a scheduled one always are: it has a status while it waits, and so must have one afterwards.
+    """
+    if options.callback_url is not None or options.due_at is not None:
+        return True
+    return stamp.track if options.track is None else options.track
+
+
+def accepted(served: Service, entry: Entry, state: State, *, tracked: bool) -> dict[str, Any]:
     """`Accepted`, as JSON."""
-    has_status = entry.due_at is not None or bool(entry.properties.headers.flag(TRACK))
+    has_status = tracked or entry.due_at is not None
     status_url = served.signer.status_url(entry.message_id, entry.type) if has_status else None
     return {"id": entry.message_id, "type": entry.type, "state": state, "status_url": status_url}
 

@@ -15,6 +15,7 @@ from ackline.producer.gateway.keys import Caller, Keys
 from ackline.producer.gateway.signing import Signer
 from ackline.producer.gateway.upload_storage import UploadStorage
 from ackline.producer.publisher import Publisher
+from ackline.producer.stamp import Stamps
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Service:
 
     settings: Settings
     publisher: Publisher
+    stamps: Stamps
     engine: Engine
     acceptance: Acceptance
     idempotency: Idempotency

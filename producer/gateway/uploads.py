@@ -80,9 +80,10 @@ async def upload(request: Request) -> Response:
     body = _body(request)
     try:
         return await _upload(request, body)
-    except Refusal:
-        if "expect" not in request.headers:  # who waits for "100 Continue" has sent nothing yet, and need not
-            await _linger(body)
+    except Refusal as refusal:
+        # Who waits for "100 Continue" has sent nothing yet, and need not.
+        if "expect" in request.headers or not await _is_soon_over(body):
+            refusal.headers["Connection"] = "close"
         raise
 
 
@@ -105,7 +106,7 @@ async def _upload(request: Request, body: AsyncIterator[bytes]) -> Response:
             except Refusal:  # nothing tells of it
                 await served.uploads.do(served.uploads.storage.remove, upload_id)
                 raise
-            return accepted(served, entry, state) | {"upload": file.model_dump()}
+            return accepted(served, entry, state, tracked=served.stamps.of(file).track) | {"upload": file.model_dump()}
 
         key = request.headers.get("idempotency-key")
         if key is None:
@@ -218,17 +219,18 @@ def _too_slow(why: str) -> Refusal:
     return Refusal(HTTPStatus.REQUEST_TIMEOUT, f"The upload {why}: it was given up.")
 
 
-async def _linger(body: AsyncIterator[bytes]) -> None:
-    """Read on and throw away, within bounds."""
+async def _is_soon_over(body: AsyncIterator[bytes]) -> bool:
+    """Read on and throw away, within bounds; whether that was all."""
     read = 0
     try:
         async with asyncio.timeout(_LINGER_SECONDS):
             async for chunk in body:
                 read += len(chunk)
                 if read > _LINGER_BYTES:
-                    return
+                    return False
     except (TimeoutError, Refusal):
-        return
+        return False
+    return True
 
 
 def _check_origin(request: Request, settings: Settings) -> None:

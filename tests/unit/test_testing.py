@@ -127,7 +127,11 @@ def test_what_is_ready_made_is_kept_as_it_is() -> None:
     fake = FakePublisher()
     properties = Properties(message_id="m")
     assert fake.send("an.exchange", "key", properties, b"1").result() is None
-    asyncio.run(fake.asend("an.exchange", "key", properties, b"2"))
+
+    async def asend() -> None:
+        await fake.asend("an.exchange", "key", properties, b"2")
+
+    asyncio.run(asend())
     assert fake.sent == [Sent("an.exchange", "key", properties, b"1"), Sent("an.exchange", "key", properties, b"2")]
     assert fake.published == []
 
