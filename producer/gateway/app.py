@@ -19,12 +19,14 @@ from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
 from ackline.producer.gateway import batch, contracts, documentation, messages, metrics, problems, status, uploads
 from ackline.producer.gateway.acceptance import Acceptance
+from ackline.producer.gateway.direct import Direct
 from ackline.producer.gateway.idempotency import Idempotency
 from ackline.producer.gateway.keys import Keys
 from ackline.producer.gateway.service import Service, service
 from ackline.producer.gateway.signing import Signer
 from ackline.producer.gateway.upload_storage import UploadStorage
 from ackline.producer.publisher import Publisher
+from ackline.producer.stamp import Stamps
 
 #: Headers that a web page may send, beside those that need no permission.
 _CORS_HEADERS = ("Authorization", "Idempotency-Key", "X-Correlation-Id", "traceparent", "tracestate")
@@ -79,6 +81,7 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.service = Service(
                 settings=settings,
                 publisher=publisher,
+                stamps=Stamps(settings.service),
                 engine=engine,
                 acceptance=acceptance,
                 idempotency=idempotency,
@@ -107,6 +110,7 @@ def create_app(settings: Settings) -> FastAPI:
         responses={status: {"model": problems.Problem} for status in (401, 403, 404, 413, 415, 422, 429, 503)},
     )
     problems.install(app)
+    app.add_middleware(Direct, single=messages.router, batch=batch.router)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
