@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 
 from ackline.infra.durations import MAX_DELAY, seconds
 from ackline.infra.errors import ConfigurationError
@@ -131,11 +132,16 @@ async def body(request: Request, most: int, setting: str, more: Sequence[str] = 
         raise Refusal(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"The body must be {wanted}, not {named}.")
     parts: list[bytes] = []
     size = 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > most:
-            raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {most:,} bytes ({setting}).")
-        parts.append(chunk)
+    try:
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > most:
+                raise Refusal(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The body has more than {most:,} bytes ({setting})."
+                )
+            parts.append(chunk)
+    except ClientDisconnect:  # nobody reads this; but it is no failure of the gateway either
+        raise Refusal(HTTPStatus.BAD_REQUEST, "The body was not sent to its end.") from None
     return b"".join(parts)
 
 
