@@ -63,6 +63,10 @@ LIVES = {
         [told("started", 1, at=0), told("started", 1, at=5, worker="host:2"), told("retried", 1, at=6)],
         ("waiting for a retry", None, 1),
     ),
+    "a worker died, and another has it": (
+        [told("started", 2, at=0), told("started", 2, at=5, worker="host:2"), told("retried", 1, at=-5)],
+        ("being handled", None, 2),
+    ),
     "dead, and dead again after a redrive": (
         [
             told("retried", 1, at=1),
