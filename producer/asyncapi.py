@@ -170,11 +170,11 @@ def _add_type(document: dict[str, Any], type_: str, vhost: str) -> None:
 
 
 def _add_consumer(document: dict[str, Any], consumer: ConsumerQueue, vhost: str) -> None:
-    channel = f"queue:{consumer.name}"
+    # A name may have what a channel's may not, such as "#", encoded by "%" or not; the binding has it as it is.
+    channel = f"queue:{quote(consumer.name, safe='').replace('%', '=')}"
     types = [type_ for type_ in consumer.types if type_ in document["components"]["messages"]]
     queue = {"name": consumer.name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": vhost}
     document["channels"][channel] = {
-        # In an address these mean something; the binding has the name in any case.
         "address": None if set(consumer.name) & set("?#{}") else consumer.name,
         "messages": {type_: {"$ref": f"#/components/messages/{type_}"} for type_ in types},
         "bindings": {"amqp": {"is": "queue", "queue": queue, **_BINDING}},
