@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import sys
 import time
@@ -132,7 +131,7 @@ def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
     configured = settings()
     store = _store(configured)
     rows = [store.find(reference) for reference in references]
-    asked = store.request_redrive([row.id for row in rows], _actor(configured), _consumers(configured, rows))
+    asked = store.request_redrive([row.id for row in rows], configured.acting, _consumers(configured, rows))
     for reason in asked.refused.values():
         print(f"ackline: {line(reason)}", file=sys.stderr)
     items = list(asked.items.values())
@@ -158,7 +157,7 @@ def discard(references: tuple[str, ...], reason: str) -> None:
     refused = False
     for row in rows:
         try:
-            store.discard(row.id, reason, _actor(configured))
+            store.discard(row.id, reason, configured.acting)
             print(f"{row.id}: discarded")
         except AcklineError as error:
             refused = True
@@ -169,16 +168,6 @@ def discard(references: tuple[str, ...], reason: str) -> None:
 def _store(configured: Settings) -> Store:
     database.upgrade(configured.database)
     return Store(database.connect(configured.database))
-
-
-def _actor(configured: Settings) -> str:
-    """Who acts here: as configured, else the system's user."""
-    if configured.actor:
-        return configured.actor
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user without a name, as in a container
-        return "unknown"
 
 
 def _consumers(configured: Settings, rows: Iterable[Summary]) -> Consumers:

@@ -17,7 +17,6 @@ from fastapi import Request
 from sqlalchemy import Engine, select
 
 from ackline.infra import database
-from ackline.infra.errors import AcklineError
 from ackline.infra.tables import api_keys
 from ackline.producer.api_key import LENGTH, PREFIX, digest, is_damaged
 from ackline.producer.gateway.limits import Bucket
@@ -174,7 +173,7 @@ class Keys:
             try:
                 self.refresh()
                 failed = False
-            except AcklineError as error:
+            except Exception as error:  # whatever it is: without this thread no key could be revoked
                 if not failed:
                     log.warning("the keys cannot be read; those that are known go on: %s", error)
                 failed = True
