@@ -34,11 +34,12 @@ from ackline.producer.status import Status, expected, statuses
 log = logging.getLogger(__name__)
 
 #: Calls at once, and to one host; those that wait for their host beside them.
-CALLS, CALLS_PER_HOST, WAITING_PER_HOST = 32, 4, 50
+CALLS, CALLS_PER_HOST, WAITING_PER_HOST = 32, 4, 100
 #: Callbacks that are in a lane at most, and that one look reads.
-MOST_HELD, BATCH = 1000, 200
-#: Seconds between looks for callbacks whose time has come.
-LOOK_SECONDS = 0.5
+MOST_HELD, BATCH = 1000, 500
+#: Seconds between looks for callbacks whose time has come, and between two when there were more than one look reads:
+#: the thread shares a process with the relay, which must not wait for it, however many messages are not final.
+LOOK_SECONDS, NEXT_LOOK_SECONDS = 0.5, 0.2
 #: Seconds between rounds of cleaning up, and rows that one transaction deletes at most.
 CLEAN_SECONDS, CLEAN_BATCH = 60.0, 1000
 
@@ -60,7 +61,7 @@ class CallbackSender:
             self._call, threads=CALLS, threads_per_lane=CALLS_PER_HOST, waiting=WAITING_PER_HOST
         )
         self._headers = {"Content-Type": "application/json", "User-Agent": f"ackline/{version('ackline')}"}
-        self._clean_at = 0.0
+        self._clean_at = self._look_at = 0.0
         #: By message id: in a lane, and answered but not yet noted.
         self._held: set[str] = set()
         self._answered: queue.SimpleQueue[tuple[str, Verdict]] = queue.SimpleQueue()
@@ -75,13 +76,14 @@ class CallbackSender:
             try:
                 self._settle()
                 self._clean()
-                more = len(self._held) < MOST_HELD and self._look()
+                if len(self._held) < MOST_HELD and time.monotonic() >= self._look_at:
+                    more = self._look()
+                    self._look_at = time.monotonic() + (NEXT_LOOK_SECONDS if more else LOOK_SECONDS)
             except Exception as error:
                 self._outage.wait(error)
                 continue
             self._outage.over()
-            if not more:
-                self._wait_for_answers(LOOK_SECONDS)
+            self._wait_for_answers(min(max(self._look_at - time.monotonic(), 0.05), LOOK_SECONDS))
         self._finish()
 
     @cached_property

@@ -36,7 +36,7 @@ LONGEST_RETRY_AFTER = 3600
 #: A message of which nothing is known after so long calls nobody: it was not accepted, or is forgotten already.
 GIVE_UP = timedelta(days=30)
 #: Seconds until a message that was not final is looked at again: a tenth of its age, within these bounds.
-SOONEST_LOOK, LATEST_LOOK = 0.5, 60.0
+SOONEST_LOOK, LATEST_LOOK = 0.5, 300.0
 
 
 class NoSuchCallback(AcklineError):

@@ -108,8 +108,8 @@ def test_what_is_told_stays_the_same_in_every_attempt() -> None:
 def test_a_message_that_is_not_final_is_looked_at_again_after_a_tenth_of_its_age_or_of_the_time_until_it_is_due() -> (
     None
 ):
-    assert [look_again_in(age) for age in (0, 1, 10, 100, 600, 10_000_000)] == [0.5, 0.5, 1, 10, 60, 60]
-    assert [look_again_in(-age) for age in (1, 10, 100, 600, 10_000_000)] == [0.5, 1, 10, 60, 60]
+    assert [look_again_in(age) for age in (0, 1, 10, 100, 3000, 10_000_000)] == [0.5, 0.5, 1, 10, 300, 300]
+    assert [look_again_in(-age) for age in (1, 10, 100, 3000, 10_000_000)] == [0.5, 1, 10, 300, 300]
 
 
 # --- signatures -------------------------------------------------------------------------------------------------------
