@@ -71,6 +71,8 @@ class Confirmation(Future[T]):
             self._invoke_callbacks()  # type: ignore[attr-defined]
 
     def forget_threads(self) -> None:
-        """In a forked child: those that wait, and those that hold the lock, are threads of the parent."""
+        """In a forked child: those that wait, hold the lock, or were about to settle it are threads of the parent."""
         self._made.clear()
         self._waiters.clear()
+        if not self.done():
+            self._open = [True]

@@ -142,6 +142,8 @@ class Pipeline:
         self._start_lock = threading.Lock()
         self._queue: deque[Sending] = deque()
         self._in_flight: dict[int, Sending] = {}
+        #: Confirmed, and about to be told so.
+        self._settling: list[Sending] = []
         self._channel: Channel | None = None
         self._next_tag = 1
         #: No tag below it is in flight.
@@ -197,9 +199,10 @@ class Pipeline:
         return self.problem or "RabbitMQ is connected but has not answered."
 
     def pending(self) -> list[Sending]:
-        """What has no answer yet."""
-        # Another thread may append meanwhile: CPython unpacks both in one step each.
-        return [sending for sending in [*self._queue, *self._in_flight.values()] if not sending.future.done()]
+        """What has no answer yet. Nothing is ever in none of the three: a fork may come between any two steps."""
+        # Another thread may append meanwhile: CPython unpacks each in one step.
+        everything = [*self._queue, *self._in_flight.values(), *self._settling]
+        return [sending for sending in everything if not sending.future.done()]
 
     def close(self, timeout: float) -> None:
         """Wait until everything has its answer, *timeout* seconds at most, then disconnect; the rest fails.
@@ -278,8 +281,9 @@ class Pipeline:
         """The channel is gone: what has no confirm goes back to the head of the queue, in the order of publishing."""
         self._channel = None
         self._ready = False
-        in_flight, self._in_flight = list(self._in_flight.values()), {}
+        in_flight = list(self._in_flight.values())
         self._queue.extendleft(sending for sending in reversed(in_flight) if not sending.future.done())
+        self._in_flight = {}
         self._let_go(sending for sending in in_flight if sending.future.done())
 
     def _channel_closed(self, channel: Channel, reason: Any) -> None:
@@ -307,15 +311,16 @@ class Pipeline:
         pieces: list[bytes] = []
         size = frames = 0
         while queue and not (self._alone and in_flight):
-            sending = queue.popleft()
+            sending = queue[0]
             if sending.future.done():
-                self._let_go([sending])
+                self._let_go([queue.popleft()])
                 continue
             # Queued before the broker said that it takes smaller frames than usual.
             if frame_max < FRAME_MAX and len(sending.properties) + HEADER_FRAME_OVERHEAD > frame_max:
-                self._fail(sending, _too_large(frame_max))
+                self._fail(queue.popleft(), _too_large(frame_max))
                 continue
             in_flight[tag] = sending
+            queue.popleft()
             tag += 1
             sending.sent = True
             frames += add_message(pieces, number, frame_max, sending.method, sending.properties, sending.body)
@@ -339,12 +344,13 @@ class Pipeline:
     def _answer(self, acks: list[tuple[int, int]], nacked: bool = False) -> None:
         """Settle what *acks* (tag, multiple) are for."""
         in_flight = self._in_flight
-        settled = []
+        settled = self._settling = []
         for tag, multiple in acks:
             for known in range(self._lowest_tag, tag + 1) if multiple else (tag,):
-                sending = in_flight.pop(known, None)
+                sending = in_flight.get(known)
                 if sending is not None:
                     settled.append(sending)
+                    del in_flight[known]
             if multiple and tag >= self._lowest_tag:
                 self._lowest_tag = tag + 1
         if self._returns:
@@ -356,6 +362,7 @@ class Pipeline:
                 sending.fail(_nacked(sending))
             else:
                 sending.confirm()
+        self._settling = []
         self._let_go(settled)
         if self._alone:
             self._alone = max(self._alone - len(settled), 0)
