@@ -18,8 +18,8 @@ from ackline.infra.tables import api_keys
 from ackline.infra.wire import now
 from ackline.producer.api_key import digest, generate
 from ackline.producer.gateway.keys import Keys
-from tests.doors import MAIL, gateway, problem
-from tests.roles import run
+from tests.doors import MAIL, NEVER, gateway, problem
+from tests.roles import listening, role, run
 from tests.waiting import until
 
 
@@ -193,11 +193,13 @@ def test_keys_go_on_working_while_the_database_is_away(ackline_settings: Setting
     away = "ALTER TABLE api_keys RENAME TO away"
     back = "ALTER TABLE away RENAME TO api_keys"
     engine = create_engine(ackline_settings.database)
-    with gateway(ackline_settings) as client:
-        log = ackline_settings.data_dir / "gateway---port-0.log"
+    with (
+        role(ackline_settings, "gateway", "--port", "0") as process,
+        httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client,
+    ):
         with engine.begin() as connection:
             connection.execute(text(away))
-        until(lambda: "the keys cannot be read; those that are known go on" in log.read_text(), what="the outage")
+        until(lambda: "the keys cannot be read; those that are known go on" in process.log.read_text(), what="it")
         assert publish(client, key).status_code == 202
         with engine.begin() as connection:
             connection.execute(text(back))
