@@ -64,7 +64,6 @@ class Lease:
 
     def stop(self, timeout: float) -> None:
         """Give it up, so that another has it at once. Do first what only the holder may do."""
-        self._until = 0.0
         self._stopping.set()
         if self._thread.ident is not None:
             self._thread.join(timeout)
@@ -77,6 +76,7 @@ class Lease:
                 outage.over()
             except Exception as error:
                 outage.wait(error)
+        self._until = 0.0
         try:
             with writing(self._engine) as connection:
                 connection.execute(delete(leases).where(leases.c.name == self._name, leases.c.holder == self._holder))

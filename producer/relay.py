@@ -35,7 +35,7 @@ from ackline.infra.table import text
 from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, outbox
 from ackline.infra.wire import cut, now
 from ackline.producer.companion import Companion, Work
-from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError
+from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError, PublishTimeout
 from ackline.producer.lease import Lease
 from ackline.producer.publisher import Publisher
 
@@ -149,7 +149,7 @@ class Relay:
             self._let_go()
         problem = self._publisher.problem
         with reading(self._engine) as connection:
-            ids = _next_ids(connection, 1 if problem else BATCH)
+            ids = _next_ids(connection, 1 if problem or self._probing else BATCH)
             if not ids:
                 return POLL_SECONDS
             rows = _rows(connection, ids)
@@ -172,6 +172,7 @@ class Relay:
         self._await(sent)
         published: list[int] = []
         again: dict[int, str] = {}
+        unknown = 0
         for id_, future in sent.items():
             if not future.done():  # we stop: what became of it is unknown, and it is published again
                 continue
@@ -182,7 +183,11 @@ class Relay:
                 failed[id_] = str(refusal)
             else:
                 again[id_] = str(refusal)
+                unknown += isinstance(refusal, PublishTimeout)
         self._note(published, failed, again)
+        # A broker that is connected and silent still holds what it was sent. It is not given the whole batch again, and
+        # again, but one message, until it answers.
+        self._probing = unknown == len(sent) > 0
         if again and not published and not failed:
             raise _NotNow(next(iter(again.values())))
         if again:
