@@ -101,6 +101,11 @@ def owe(connection: Connection, message_id: str, type: str, url: str) -> None:  
     connection.execute(row.on_conflict_do_nothing())
 
 
+def owe_nothing(connection: Connection, message_id: str) -> None:
+    """Forget what `owe` noted: the message was not accepted."""
+    connection.execute(delete(callbacks).where(callbacks.c.message_id == message_id))
+
+
 def due(connection: Connection, *, but: Collection[str], limit: int) -> list[Callback]:
     """Up to *limit* callbacks whose time has come, those that have waited longest first. but: ids to leave out."""
     query = select(*_COLUMNS).where(IS_UNDELIVERED, callbacks.c.next_at <= now())

@@ -107,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,  # another address is another resource, and says so
         # Errors are problems, which the routes name themselves; FastAPI's own 422 shape does not occur.
-        responses={status: {"model": problems.Problem} for status in (401, 403, 404, 413, 415, 422, 429, 503)},
+        responses=problems.documented(400, 401, 403, 404, 409, 413, 415, 422, 429, 503),
     )
     problems.install(app)
     app.add_middleware(Direct, single=messages.router, batch=batch.router)
@@ -121,6 +121,7 @@ def create_app(settings: Settings) -> FastAPI:
         )
     metrics.install(app)
     documentation.install(app)
+    documentation.describe_contracts(app)
     app.include_router(messages.router)
     app.include_router(batch.router)
     app.include_router(uploads.router)

@@ -7,11 +7,16 @@ which only the files are used.
 from __future__ import annotations
 
 from importlib.resources import files
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
+
+from ackline.producer.message import contracts
+from ackline.producer.schema import NoSchema, schema_of
 
 
 def install(app: FastAPI) -> None:
@@ -31,3 +36,33 @@ def install(app: FastAPI) -> None:
         return page
 
     app.mount("/docs/assets", StaticFiles(directory=str(files("fastapi_swagger.resources"))))
+
+
+def describe_contracts(app: FastAPI) -> None:
+    """Let *app*'s OpenAPI document say which types there are, and what each takes."""
+    framework = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = framework()
+            publish = document["paths"]["/v1/messages/{type}"]["post"]
+            type_ = next(found for found in publish["parameters"] if found["name"] == "type")
+            type_["schema"]["enum"] = sorted(contracts())
+            payloads = document.setdefault("components", {}).setdefault("schemas", {})
+            names = [_add(payloads, name, model) for name, model in sorted(contracts().items())]
+            any_of = [{"$ref": f"#/components/schemas/{name}"} for name in names]
+            publish["requestBody"]["content"]["application/json"]["schema"] = {"anyOf": any_of}
+        return app.openapi_schema or {}
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _add(schemas: dict[str, Any], name: str, model: type[BaseModel]) -> str:
+    """Add the payload of one contract, and what it is made of, to *schemas*. Returns its name there."""
+    try:
+        schema = schema_of(model, ref_template=f"#/components/schemas/{name}.{{model}}")
+    except NoSchema:
+        schema = {}
+    schemas.update({f"{name}.{part}": found for part, found in schema.pop("$defs", {}).items()})
+    schemas[name] = schema
+    return name

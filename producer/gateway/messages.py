@@ -7,6 +7,7 @@ with the fields that are wrong.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -16,6 +17,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ValidationError
 
 from ackline.infra import database
+from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.properties import Properties
 from ackline.infra.wire import TRACK, uuid7
 from ackline.producer import callbacks
@@ -87,7 +89,7 @@ async def publish(request: Request) -> Response:
     async def work(message_id: str) -> dict[str, Any]:
         entry = entry_of(served, message, message_id, travelling, options)
         if options.callback_url is not None:
-            await asyncio.to_thread(_owe, served, entry, options.callback_url)
+            return await _owing_a_call(served, entry, options.callback_url)
         tracked = is_tracked(served.stamps.of(message), options)
         return accepted(served, entry, await served.acceptance.accept(entry), tracked=tracked)
 
@@ -139,6 +141,24 @@ def answer(content: dict[str, Any], repeated: bool = False, status: int = 202) -
     return Response(json.dumps(content), status, headers=headers, media_type="application/json")
 
 
-def _owe(served: Service, entry: Entry, url: str) -> None:
-    with database.writing(served.engine) as connection:
-        callbacks.owe(connection, entry.message_id, entry.type, url)
+async def _owing_a_call(served: Service, entry: Entry, url: str) -> dict[str, Any]:
+    """Accept a message of whose end somebody is to be told."""
+
+    def owe() -> None:
+        with database.writing(served.engine) as connection:
+            callbacks.owe(connection, entry.message_id, entry.type, url)
+
+    def owe_nothing() -> None:
+        with database.writing(served.engine) as connection:
+            callbacks.owe_nothing(connection, entry.message_id)
+
+    await asyncio.to_thread(owe)
+    try:
+        state = await served.acceptance.accept(entry)
+    except Refusal:
+        with contextlib.suppress(
+            DatabaseUnavailable
+        ):  # then it is given up in the end: nothing is known of the message
+            await asyncio.to_thread(owe_nothing)
+        raise
+    return accepted(served, entry, state, tracked=True)

@@ -68,6 +68,12 @@ def faults(error: ValidationError | RequestValidationError) -> list[dict[str, st
     return [{"field": ".".join(map(str, fault["loc"])), "message": fault["msg"]} for fault in found]
 
 
+def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For OpenAPI: that a request may be answered with a problem of one of *statuses*."""
+    content = {PROBLEM: {"schema": Problem.model_json_schema()}}
+    return {status: {"description": HTTPStatus(status).phrase, "content": content} for status in statuses}
+
+
 def install(app: FastAPI) -> None:
     """Let *app* answer every error with a problem."""
     app.add_exception_handler(Refusal, _refused)

@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from ackline.infra import database
 from ackline.producer import outbox
-from ackline.producer.gateway.problems import Problem, Refusal, unavailable
+from ackline.producer.gateway.problems import Refusal, documented, unavailable
 from ackline.producer.gateway.service import Served, Service
 from ackline.producer.gateway.watching import Watcher, Watching
 from ackline.producer.status import Asked, Consumers, State, Status, expected, status, statuses, waiting
@@ -75,7 +75,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 router = APIRouter(
     lifespan=_lifespan,
-    responses={int(refused): {"model": Problem} for refused in (HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND)},
+    responses=documented(403, 404),
 )
 
 
@@ -163,7 +163,7 @@ async def watch(
 @router.delete(
     "/v1/messages/{id}",
     response_model=Status,
-    responses={409: {"model": Problem, "description": "It is too late."}},
+    responses=documented(409),
     summary="Cancel a message that is not due yet",
 )
 async def cancel(question: Asking, request: Request, served: Served, reading: Read) -> Response:

@@ -20,7 +20,7 @@ from ackline.producer.gateway.content import HEAD, Content
 from ackline.producer.gateway.form import Form
 from ackline.producer.gateway.messages import Accepted, accepted, answer, entry_of
 from ackline.producer.gateway.parameters import Options
-from ackline.producer.gateway.problems import Problem, Refusal
+from ackline.producer.gateway.problems import Refusal, documented
 from ackline.producer.gateway.service import Service, service
 from ackline.producer.message import type_of
 from ackline.producer.uploads import FileUploaded, Incoming
@@ -70,7 +70,7 @@ _UPLOAD: dict[str, Any] = {
     response_model=AcceptedUpload,
     summary="Upload one file",
     openapi_extra=_UPLOAD,
-    responses={status: {"model": Problem} for status in (400, 408, 409, 507)},
+    responses=documented(400, 408, 409, 507),
 )
 async def upload(request: Request) -> Response:
     """Store the file, publish `file.uploaded`, and answer when both are durable.
