@@ -45,7 +45,7 @@ class Connection:
     _process_frame: Any
     _terminate_stream: Any
 
-    def read_acks(self, channel: int, on_acks: Callable[[list[tuple[int, int]]], None]) -> None:
+    def watch_acks(self, channel: int, on_acks: Callable[[list[tuple[int, int]]], None]) -> None:
         """Have the broker's acks on *channel*, (tag, multiple) each, given to *on_acks* and not to pika."""
         self._ack_head = ack_head(channel)
         self._on_acks = on_acks

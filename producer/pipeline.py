@@ -265,7 +265,7 @@ class Pipeline:
         self._next_tag = self._lowest_tag = 1
         self._returns.clear()
         connection: Any = channel.connection  # pika knows it as its own
-        connection.read_acks(channel.channel_number, self._answer)
+        connection.watch_acks(channel.channel_number, self._answer)
         channel.add_on_close_callback(self._channel_closed)
         channel.add_on_return_callback(self._on_return)
         channel.confirm_delivery(self._on_confirm, callback=self._channel_ready)

@@ -113,16 +113,19 @@ class Publisher:
         `traceparent` among them, that of the current OpenTelemetry span is sent. track: whether its deliveries are
         accounted for by id; what the contract says otherwise. Raises `PublishError`.
         """
+        chosen_id = message_id or uuid7()
         future = self.submit(
-            instance,
-            message_id=message_id,
-            correlation_id=correlation_id,
-            headers=headers,
-            track=track,
-            timeout=timeout,
+            instance, message_id=chosen_id, correlation_id=correlation_id, headers=headers, track=track, timeout=timeout
         )
-        # The I/O thread fails the future at its deadline; the second is for an I/O thread that is itself held up.
-        return future.result(timeout + 1.0)
+        try:
+            # The I/O thread fails the future at its deadline; the second is for an I/O thread that is itself held up.
+            return future.result(timeout + 1.0)
+        except TimeoutError:
+            raise PublishTimeout(
+                "No confirm in time: this process did not get to look for it. It may have arrived: publish again under "
+                "the same id.",
+                chosen_id,
+            ) from None
 
     def submit(
         self,

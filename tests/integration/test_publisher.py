@@ -620,6 +620,17 @@ def test_submitting_waits_for_room_no_longer_than_it_is_told_and_room_comes_back
         publisher.close(0)
 
 
+def test_publishing_ends_in_time_even_when_the_io_thread_is_held_up(publisher: Publisher) -> None:
+    going_on = threading.Event()
+    publisher._pipeline.link.call(lambda: _hold_up(going_on))
+    try:
+        with pytest.raises(PublishTimeout, match="did not get to look for it") as caught:
+            publisher.publish(Number(number=1), message_id="m-1", timeout=0.1)
+    finally:
+        going_on.set()
+    assert caught.value.message_id == "m-1"
+
+
 @contextlib.contextmanager
 def broker_with(tmp_path: Path, *lines: str) -> Iterator[Broker]:
     """A broker of this test's own with *lines* in its `rabbitmq.conf`."""
