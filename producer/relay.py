@@ -97,6 +97,7 @@ class Relay:
         self._stopping = threading.Event()
         self._stop_by = float("inf")
         self._clean_at = 0.0
+        self._probing = False
         self._companion = Companion(while_active, "relay companion") if while_active else None
 
     def run(self) -> None:
