@@ -122,7 +122,7 @@ def _roles(running: Settings, *, own_sink: bool) -> list[Role]:
     def role(name: str, *arguments: str, ready_url: str | None = None) -> Role:
         return Role(name, (sys.executable, "-m", "ackline.infra", name, *arguments), told, ready_url)
 
-    roles = [role("reviewer"), role("worker")]
+    roles = [role("reviewer"), role("relay"), role("worker")]
     if own_sink:
         sink_port = str(running.smtp_url).rpartition(":")[2]
         roles.insert(0, role("sink", "run", "--port", sink_port))

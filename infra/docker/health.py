@@ -6,8 +6,8 @@ health.py smtp://127.0.0.1:2525          it greets and takes a NOOP
 health.py broker                         a connection to the broker of ACKLINE_AMQP_URL is open
 ```
 
-A worker and a reviewer listen on nothing, so the kernel's table of connections is asked: no second connection to the
-broker, no process list. That says more than "the process is there": a role whose I/O loop hangs misses its
+A worker, a reviewer and a relay listen on nothing, so the kernel's table of connections is asked: no second connection
+to the broker, no process list. That says more than "the process is there": a role whose I/O loop hangs misses its
 heartbeats, the broker closes the connection, and it is no longer open here. It does not say that handlers succeed;
 dead letters and metrics do.
 """

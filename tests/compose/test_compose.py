@@ -17,7 +17,7 @@ DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 
 COMPOSE: Mapping[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
-ROLES = {"gateway", "worker", "reviewer", "mail"}
+ROLES = {"gateway", "worker", "reviewer", "relay", "mail"}
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 

@@ -18,7 +18,7 @@ import pytest
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-SERVICES = {"rabbitmq", "postgres", "mail", "gateway", "worker", "reviewer"}
+SERVICES = {"rabbitmq", "postgres", "mail", "gateway", "worker", "reviewer", "relay"}
 KEY = "ackline-local"
 
 #: Seconds until every service is healthy: images are here, the database and the broker are new.
@@ -151,7 +151,7 @@ def test_a_mail_that_is_refused_is_reviewed_and_sent_again(stack: Stack) -> None
     assert stack.has_mail(subject)
 
 
-@pytest.mark.parametrize("role", ["gateway", "worker", "reviewer"])
+@pytest.mark.parametrize("role", ["gateway", "worker", "reviewer", "relay"])
 def test_the_doctor_finds_no_fault(stack: Stack, role: str) -> None:
     assert "fault" not in stack.ask(role, "doctor")
 
@@ -170,7 +170,7 @@ def test_what_waits_and_what_came_outlive_the_containers(stack: Stack) -> None:
 
 
 def test_a_role_without_its_broker_is_not_healthy_and_finds_it_again(stack: Stack) -> None:
-    roles = ("worker", "reviewer")
+    roles = ("worker", "reviewer", "relay")
     stack.run("stop", "rabbitmq")
     until(lambda: not any(map(stack.is_connected, roles)), what="roles that miss the broker")
     stack.up()
@@ -179,7 +179,7 @@ def test_a_role_without_its_broker_is_not_healthy_and_finds_it_again(stack: Stac
 
 def test_a_stopped_role_ends_by_itself(stack: Stack) -> None:
     """Docker kills what does not end within its time, with the code 137. (uvicorn ends with 143, the signal's.)"""
-    roles = ["gateway", "worker", "reviewer", "mail"]
+    roles = ["gateway", "worker", "reviewer", "relay", "mail"]
     ids = [stack.containers()[role]["Id"] for role in roles]
     stack.run("stop", *roles)
     asked = ["docker", "inspect", "--format={{.State.ExitCode}}", *ids]

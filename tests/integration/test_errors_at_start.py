@@ -27,6 +27,7 @@ NEED_THE_BROKER = [
     ["worker"],
     ["gateway", "--port", "0"],
     ["reviewer"],
+    ["relay"],
 ]
 
 
@@ -93,7 +94,7 @@ def test_a_host_that_is_not_this_ones_is_named(ackline_settings: Settings) -> No
     assert said.startswith("The gateway cannot listen on no.such.host.invalid:0: ")
 
 
-NEED_THE_DATABASE = [["reviewer"], ["dlq", "list"]]
+NEED_THE_DATABASE = [["reviewer"], ["relay"], ["dlq", "list"], ["outbox", "list"]]
 
 
 @pytest.mark.parametrize("command", NEED_THE_DATABASE, ids=lambda command: command[0])
