@@ -39,7 +39,7 @@ def service(request: Request) -> Service:
     return found
 
 
-def caller(request: Request) -> Caller:
+async def caller(request: Request) -> Caller:
     """Whose request it is. Raises `Refusal`."""
     return service(request).keys.caller(request)
 

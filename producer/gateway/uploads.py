@@ -95,8 +95,11 @@ async def _upload(request: Request, body: AsyncIterator[bytes]) -> Response:
     travelling = parameters.travelling(request)
     incoming = served.uploads.storage.create(upload_id := uuid7())
     try:
-        async with asyncio.timeout(UPLOAD_SECONDS):
-            file = await _Reception(request, served, incoming, upload_id).read(body)
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                file = await _Reception(request, served, incoming, upload_id).read(body)
+        except TimeoutError:
+            raise _too_slow(f"took more than {UPLOAD_SECONDS / 60:g} minutes") from None
 
         async def work(message_id: str) -> dict[str, Any]:
             await served.uploads.do(incoming.keep)
@@ -113,8 +116,6 @@ async def _upload(request: Request, body: AsyncIterator[bytes]) -> Response:
             return answer(await work(uuid7()))
         asked = json.dumps([TYPE, file.name, file.content_type, file.sha256, travelling]).encode()
         return answer(*await served.idempotency.once(caller.name, key, asked, work))
-    except TimeoutError:
-        raise _too_slow(f"took more than {UPLOAD_SECONDS / 60:g} minutes") from None
     finally:
         # Shielded: a request that is cancelled, when the gateway stops, leaves nothing behind either.
         await asyncio.shield(served.uploads.do(incoming.discard))

@@ -445,6 +445,21 @@ def test_a_folder_that_cannot_be_written_is_told_and_messages_go_on(ackline_sett
         assert client.post("/v1/messages/email.send", json=mail).status_code == 202
 
 
+def test_a_file_goes_to_the_outbox_without_a_broker_and_one_whose_message_is_not_accepted_is_removed(
+    tmp_path: Path,
+) -> None:
+    settings = Settings(amqp_url="amqp://a:b@127.0.0.1:1/", data_dir=tmp_path, grace_seconds=1)
+    with (
+        role(settings, "gateway", "--port", "0", ACKLINE_OUTBOX_MOST="1") as process,
+        httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client,
+    ):
+        accepted = send(client, "x.png", PNG)
+        assert (accepted.status_code, accepted.json()["state"]) == (202, "accepted")
+        refused = send(client, "x.png", PNG)
+        assert "wait in the outbox already" in problem(refused, 503)["detail"]
+        assert stored(settings) == [accepted.json()["upload"]["upload_id"]]
+
+
 @pytest.mark.parametrize("url", ["nonsense://x", "s3://bucket/uploads"])
 def test_a_storage_that_does_not_exist_is_told_at_the_start(ackline_settings: Settings, url: str) -> None:
     done = run(ackline_settings, "gateway", "--port", "0", ACKLINE_UPLOADS_URL=url)
