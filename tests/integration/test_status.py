@@ -66,8 +66,13 @@ class Stack:
     def dead_letter(self, accepted: dict[str, Any]) -> int:
         """The number of the only dead letter of the message, as soon as it is there."""
         engine = database.connect(self.settings.database)
+        store = Store(engine)
+
+        def there() -> int | None:
+            return next((row.id for row in store.page(limit=1000) if row.message_id == accepted["id"]), None)
+
         try:
-            return until(lambda: Store(engine).find(accepted["id"]).id, what="the dead letter")
+            return until(there, what="the dead letter")
         finally:
             engine.dispose()
 
@@ -398,9 +403,9 @@ class Events:
                 name, _, value = line.partition(": ")
                 if name == "retry":
                     self.retry = value
-                elif line:
+                elif name:  # else a comment, which keeps a quiet stream open
                     event[name] = value
-                elif event:
+                elif not line and event:
                     assert event["event"] == "status"
                     self.ids.append(event["id"])
                     self.seen.append(json.loads(event["data"]))
