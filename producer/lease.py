@@ -25,6 +25,8 @@ from ackline.infra.wire import now
 
 log = logging.getLogger(__name__)
 
+#: The lease of the relay of a database.
+RELAY = "relay"
 #: Seconds after which a lease that is not renewed can be taken over.
 LEASE_SECONDS = 3.0
 #: Seconds before its end at which the holder stops.
@@ -118,6 +120,12 @@ class Lease:
         if holder != self._holder_seen:
             log.info("standing by: %s has the lease %r", holder, self._name)
             self._holder_seen = holder
+
+
+def holder(connection: Connection, name: str) -> str | None:
+    """Who has the lease *name* now; None when nobody has."""
+    found = connection.execute(select(leases.c.holder, leases.c.expires_at).where(leases.c.name == name)).one_or_none()
+    return None if found is None or found.expires_at <= _time(connection) else str(found.holder)
 
 
 def _time(connection: Connection) -> datetime:

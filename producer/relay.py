@@ -36,7 +36,7 @@ from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, outbox
 from ackline.infra.wire import cut, now
 from ackline.producer.companion import Companion, Work
 from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError, PublishTimeout
-from ackline.producer.lease import Lease
+from ackline.producer.lease import RELAY, Lease
 from ackline.producer.publisher import Publisher
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Relay:
         self._engine = engine
         self._keep = timedelta(seconds=keep_seconds)
         self._grace = grace_seconds
-        self._lease = Lease(engine, "relay")
+        self._lease = Lease(engine, RELAY)
         self._stopping = threading.Event()
         self._stop_by = float("inf")
         self._clean_at = 0.0

@@ -3,7 +3,8 @@
 The usual way is straight to the broker. While that is away, blocks, or refuses for now, a message goes to the outbox
 instead, from where the relay publishes it, and so does one whose confirm did not come in time, under the same id.
 While a backlog waits there, new messages join it, so that the order of acceptance holds; the straight way opens again
-when the broker answers *and* nothing is left in the outbox.
+when the broker answers *and* nothing is left in the outbox. For that to come about under steady traffic, requests are
+held for the moment that the relay needs for the last few.
 
 Everything here runs on the event loop, except the commits, which are batched in a thread: whoever comes while one is
 being written shares the next.
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
@@ -24,7 +26,7 @@ from sqlalchemy import Engine
 from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES
-from ackline.producer import outbox
+from ackline.producer import lease, outbox
 from ackline.producer.errors import MessageTooLarge, NotPermitted, PublishError
 from ackline.producer.gateway.problems import Refusal, unavailable
 from ackline.producer.outbox import Entry
@@ -36,6 +38,10 @@ log = logging.getLogger(__name__)
 CONFIRM_SECONDS = 5.0
 #: Seconds between looks whether the outbox has been emptied.
 _LOOK_SECONDS = 0.1
+#: With so few left in the outbox requests are held, this many seconds at most; then that is tried again after a while.
+_FEW, _HOLD_SECONDS, _HOLD_AGAIN_SECONDS = 1000, 2.0, 5.0
+#: Seconds between looks meanwhile.
+_HOLD_LOOK_SECONDS = 0.02
 #: Messages of one commit at most.
 _COMMIT_MOST = 1000
 
@@ -58,6 +64,8 @@ class Acceptance:
         self._engine = engine
         self._most = most
         self._diverting = False
+        self._held: asyncio.Future[None] | None = None
+        self._lacks_relay = False
         self._depth = 0
         self._stored = 0
         self._to_store: list[tuple[Entry, asyncio.Future[None]]] = []
@@ -66,7 +74,7 @@ class Acceptance:
 
     async def accept(self, entry: Entry) -> State:
         """Make *entry* durable. Raises `Refusal` when it cannot be: it was then not accepted."""
-        if entry.due_at is None and self._is_straight():
+        if entry.due_at is None and await self._is_straight():
             try:
                 await self._send(entry)
             except PublishError as error:
@@ -80,7 +88,7 @@ class Acceptance:
     async def accept_all(self, entries: Sequence[Entry]) -> list[State | Refusal]:
         """`accept` for each, in this order, and what became of each."""
         results: dict[int, State | Refusal] = {}
-        if self._is_straight():
+        if await self._is_straight():
             now = [index for index, entry in enumerate(entries) if entry.due_at is None]
             errors = await self._publish([entries[index] for index in now])
             for index, error in zip(now, errors, strict=True):
@@ -129,8 +137,10 @@ class Acceptance:
 
     # --- straight to the broker ------------------------------------------------------------------------
 
-    def _is_straight(self) -> bool:
-        """Whether a message may go straight to the broker now."""
+    async def _is_straight(self) -> bool:
+        """Whether a message may go straight to the broker now; waits while that is being decided."""
+        if self._held is not None:
+            await asyncio.shield(self._held)
         if self._diverting:
             return False
         if self._publisher.problem is None:
@@ -208,25 +218,60 @@ class Acceptance:
             self._watcher = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(_LOOK_SECONDS)
-            stored = self._stored
+        """Open the straight way again when that can be."""
+        pause = _LOOK_SECONDS
+        while self._diverting:
+            await asyncio.sleep(pause)
+            pause = _LOOK_SECONDS
             try:
                 backlogged = await asyncio.to_thread(self._look)
+                if self._publisher.problem is None and await self._can_drain(backlogged):
+                    await self._open()
+                    pause = _HOLD_AGAIN_SECONDS
             except DatabaseUnavailable as error:
                 log.warning("The outbox cannot be looked at: %s", error)
-                continue
-            # Nothing runs between this look and the flag but what is on this loop, and it counts what it stored.
-            is_idle = not self._to_store and (self._writer is None or self._writer.done()) and stored == self._stored
-            if not backlogged and is_idle and self._publisher.problem is None:
-                self._diverting = False
-                return
+
+    async def _can_drain(self, backlogged: bool) -> bool:
+        """Whether the outbox is empty, or will be in a moment."""
+        if not backlogged:
+            return True
+        has_relay = await asyncio.to_thread(self._has_relay)
+        if has_relay == self._lacks_relay:
+            self._lacks_relay = not has_relay
+            if has_relay:
+                log.info("A relay publishes what waits in the outbox.")
+            else:
+                log.warning("%d messages wait in the outbox, and no relay is active: `ackline relay`.", self._depth)
+        return has_relay and self._depth <= _FEW
+
+    async def _open(self) -> None:
+        """Hold requests until the outbox is empty, and open the straight way; not when that takes too long."""
+        deadline = time.monotonic() + _HOLD_SECONDS
+        self._held = asyncio.get_running_loop().create_future()
+        try:
+            while time.monotonic() < deadline and self._publisher.problem is None:
+                stored = self._stored
+                backlogged = await asyncio.to_thread(self._look)
+                # One whose confirm did not come may have been stored meanwhile, or be on its way there.
+                is_writing = self._writer is not None and not self._writer.done()
+                if not backlogged and not is_writing and stored == self._stored:
+                    self._diverting = False
+                    return
+                await asyncio.sleep(_HOLD_LOOK_SECONDS)
+        finally:
+            self._held.set_result(None)
+            self._held = None
 
     def _look(self) -> bool:
         """Whether anything waits in the outbox to be published now. In a thread."""
         with database.reading(self._engine) as connection:
             self._depth = outbox.depth(connection)
             return outbox.is_backlogged(connection)
+
+    def _has_relay(self) -> bool:
+        """Whether somebody publishes what is in the outbox. In a thread."""
+        with database.reading(self._engine) as connection:
+            return lease.holder(connection, lease.RELAY) is not None
 
 
 def _publish_error(outcome: BaseException | None) -> PublishError | None:
