@@ -63,7 +63,7 @@ _TABLES = (
 )
 _KINDS = {
     "sqlite": {
-        "id": "INTEGER NOT NULL CONSTRAINT pk_ackline_outbox PRIMARY KEY AUTOINCREMENT",
+        "id": "INTEGER NOT NULL PRIMARY KEY AUTOINCREMENT",
         "key": "",
         "bytes": "BLOB",
         "time": "DATETIME",

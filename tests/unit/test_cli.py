@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from ackline.infra import cli
 from ackline.infra.errors import AcklineError, ConfigurationError
 
-COMMANDS = {"dlq", "doctor", "gateway", "publish", "reviewer", "sink", "topology", "up", "worker"}
+COMMANDS = {"dlq", "doctor", "gateway", "outbox", "publish", "relay", "reviewer", "sink", "topology", "up", "worker"}
 
 
 def ackline(*arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
