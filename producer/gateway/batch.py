@@ -40,7 +40,7 @@ class Item(BaseModel):
     type: str
     data: Any = Field(description="the payload")
     id: str | None = Field(
-        default=None, max_length=SHORT_TEXT, pattern=r"^[\x21-\x7e]+$", description="the id of an earlier try"
+        default=None, max_length=SHORT_TEXT, pattern=r"^[\x21-\x2e\x30-\x7e]+$", description="the id of an earlier try"
     )
 
 

@@ -66,6 +66,7 @@ def test_a_bad_one_gets_what_it_would_have_got_alone_and_the_others_are_accepted
         ({"type": "email.send"}, 422, "The item is no email.send."),
         ({"type": "email.send", "data": {"to": "nobody"}}, 422, "The item is no email.send."),
         ({**ITEM, "id": ""}, 422, "The item is no email.send."),
+        ({**ITEM, "id": "order/7"}, 422, "The item is no email.send."),
         ({**ITEM, "id": "order\n7"}, 422, "The item is no email.send."),
         ({**ITEM, "id": "x" * 256}, 422, "The item is no email.send."),
         ({**ITEM, "more": 1}, 422, "The item is no email.send."),
