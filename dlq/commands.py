@@ -43,9 +43,7 @@ def reviewer() -> None:
     url = configured.broker
     database.upgrade(configured.database)
     engine = database.connect(configured.database)
-    role = Reviewer(
-        url, engine, grace_seconds=configured.grace_seconds, status_keep_days=configured.status_keep_days
-    )
+    role = Reviewer(url, engine, grace_seconds=configured.grace_seconds, status_keep_days=configured.status_keep_days)
     stop_on_signal(role.stop)
     try:
         role.run()
