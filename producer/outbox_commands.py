@@ -77,6 +77,7 @@ def relay(database_url: str | None) -> None:
             publisher,
             engine,
             keep_seconds=configured.outbox_keep_seconds,
+            keep_cancelled_seconds=configured.status_keep_days * 86400,
             grace_seconds=configured.grace_seconds,
             while_active=(lambda stopping: CallbackSender(engine, configured, stopping).run()) if is_own else None,
         )

@@ -23,7 +23,7 @@ from concurrent.futures import Future, wait
 from datetime import timedelta
 from typing import NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, delete, func, select, update
+from sqlalchemy import Connection, Engine, Select, and_, delete, func, or_, select, update
 
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
@@ -81,17 +81,22 @@ class Relay:
         engine: Engine,
         *,
         keep_seconds: float = 3600.0,
+        keep_cancelled_seconds: float = 30 * 86400.0,
         grace_seconds: float = 10.0,
         while_active: Work | None = None,
     ) -> None:
         """publisher: the relay closes it. engine: a database with the tables of an outbox.
 
-        keep_seconds: how long published and cancelled rows are kept. grace_seconds: how long `stop` takes.
+        keep_seconds: how long published rows are kept. keep_cancelled_seconds: the same for cancelled ones, which are
+        all that tells of such a message. grace_seconds: how long `stop` takes.
         while_active: what else the active one of several relays does, on a thread of its own.
         """
         self._publisher = publisher
         self._engine = engine
-        self._keep = timedelta(seconds=keep_seconds)
+        self._keep = {
+            OutboxState.PUBLISHED: timedelta(seconds=keep_seconds),
+            OutboxState.CANCELLED: timedelta(seconds=keep_cancelled_seconds),
+        }
         self._grace = grace_seconds
         self._lease = Lease(engine, RELAY)
         self._stopping = threading.Event()
@@ -247,9 +252,11 @@ class Relay:
         """Delete a batch of rows whose time to be kept is over, now and then."""
         if time.monotonic() < self._clean_at:
             return
+        at = now()
         over = select(outbox.c.id).where(
-            outbox.c.finished_at < now() - self._keep,
-            outbox.c.state.in_([OutboxState.PUBLISHED, OutboxState.CANCELLED]),
+            or_(
+                *(and_(outbox.c.state == state, outbox.c.finished_at < at - keep) for state, keep in self._keep.items())
+            )
         )
         with reading(self._engine) as connection:
             ids = list(connection.scalars(over.order_by(outbox.c.finished_at).limit(CLEAN_BATCH)))

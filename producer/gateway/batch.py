@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Union
 from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError, create_model
 
 from ackline.infra.wire import uuid7
 from ackline.producer.envelope import Entry
@@ -64,14 +64,6 @@ class Results(BaseModel):
     results: list[Result]
 
 
-class Written(NamedTuple):
-    """One item as it came. text: its JSON; value: what that says; or the refusal that it gets."""
-
-    text: str = ""
-    value: Any = None
-    refusal: Refusal | None = None
-
-
 _DOCUMENTED: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -102,7 +94,7 @@ async def publish_batch(request: Request) -> Response:
     settings = served.settings
     travelling = parameters.travelling(request)
     body = await parameters.body(request, settings.max_batch_bytes, "ACKLINE_MAX_BATCH_BYTES", _NDJSON)
-    items = list(_lines(body) if parameters.content_type(request) in _NDJSON else _elements(body))
+    items = _lines(body) if parameters.content_type(request) in _NDJSON else _array(body)
     if not items:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "The batch is empty.")
     if len(items) > settings.max_batch:
@@ -114,7 +106,7 @@ async def publish_batch(request: Request) -> Response:
 
     key = request.headers.get("idempotency-key")
     if key is None:
-        return _answer(await _accept(served, caller, items, lambda _: uuid7(), travelling))
+        return _answer(await _accept(served, caller, items, lambda index: uuid7(), travelling))
 
     async def work(message_id: str) -> dict[str, Any]:
         # Derived, so that a batch that is tried again has the same ids.
@@ -128,7 +120,7 @@ async def publish_batch(request: Request) -> Response:
 async def _accept(
     served: Service,
     caller: Caller,
-    items: Sequence[Written],
+    items: Sequence[Item | Refusal],
     id_of: Callable[[int], str],
     travelling: Mapping[str, str],
 ) -> dict[str, Any]:
@@ -140,9 +132,13 @@ async def _accept(
     parsed: dict[int, tuple[Entry, bool]] = {}
     for index, item in enumerate(items):
         try:
-            message, own_id = _message(served, caller, item)
-            entry = entry_of(served, message, own_id or id_of(index), travelling, _NO_OPTIONS)
-            parsed[index] = entry, served.stamps.of(message).track
+            if isinstance(item, Refusal):
+                raise item
+            caller.require(item.type)
+            entry = entry_of(served, item.data, item.id or id_of(index), travelling, _NO_OPTIONS)
+            if len(entry.payload) > served.settings.max_body_bytes:
+                raise _too_large(served.settings.max_body_bytes)
+            parsed[index] = entry, served.stamps.of(item.data).track
             results.append({})
         except Refusal as refusal:
             results.append({"index": index, **refusal.problem()})
@@ -153,35 +149,6 @@ async def _accept(
         else:
             results[index] = {"index": index, "status": 202, **accepted(served, entry, state, tracked=tracked)}
     return {"results": results}
-
-
-def _message(served: Service, caller: Caller, item: Written) -> tuple[BaseModel, str | None]:
-    """The message that one item is, and the id that it brings. Raises `Refusal`."""
-    if item.refusal is not None:
-        raise item.refusal
-    most = served.settings.max_body_bytes
-    if len(item.text) > most:
-        raise Refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The item has more than {most:,} bytes (ACKLINE_MAX_BODY_BYTES)."
-        )
-    name = item.value.get("type") if isinstance(item.value, dict) else None
-    if not isinstance(name, str):
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "An item is an object with `type`, `data` and perhaps `id`.")
-    caller.require(name)
-    model = contracts().get(name)
-    if model is None:
-        raise Refusal(HTTPStatus.NOT_FOUND, unknown(name))
-    try:
-        found = _item_of(model).model_validate_json(item.text)
-    except ValidationError as error:
-        raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The item is no {name}.", faults(error)) from None
-    return found.data, found.id
-
-
-@lru_cache(maxsize=1024)
-def _item_of(model: type[BaseModel]) -> Any:
-    """`Item` with the payload of one contract."""
-    return create_model("Item", __base__=Item, data=(model, ...))
 
 
 def _answer(content: dict[str, Any], repeated: bool = False) -> Response:
@@ -197,20 +164,72 @@ def _answer(content: dict[str, Any], repeated: bool = False) -> Response:
     return problem
 
 
-def _lines(body: bytes) -> Iterator[Written]:
-    """The lines of *body* that are not empty."""
-    for line in body.split(b"\n"):
-        if not line.strip():
-            continue
-        try:
-            text = line.decode()
-            yield Written(text, json.loads(text))
-        except (ValueError, RecursionError) as error:
-            refusal = Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The line is not JSON: {_said(error)}.")
-            yield Written(refusal=refusal)
+# --- what the items say -----------------------------------------------------------------------------------------------
 
 
-def _elements(body: bytes) -> Iterator[Written]:
+def _lines(body: bytes) -> list[Item | Refusal]:
+    """What each line of *body* says that is not empty."""
+    return [_item(line) for line in body.split(b"\n") if line.strip()]
+
+
+def _array(body: bytes) -> list[Item | Refusal]:
+    """What each element of the JSON array says that *body* is. Raises `Refusal` when it is none."""
+    try:
+        return list(_readers(len(contracts())).array.validate_json(body))  # nearly always all is well
+    except ValidationError:
+        return [_item(element) for element in _elements(body)]
+
+
+def _item(written: bytes | str) -> Item | Refusal:
+    """What one item says, or why it is none."""
+    try:
+        return _readers(len(contracts())).item.validate_json(written)
+    except ValidationError:
+        return _fault(written)
+
+
+def _fault(written: bytes | str) -> Refusal:
+    """Why that is no item."""
+    try:
+        value = json.loads(written.decode() if isinstance(written, bytes) else written)
+    except (ValueError, RecursionError) as error:
+        return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The item is not JSON: {_said(error)}.")
+    name = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "An item is an object with `type`, `data` and perhaps `id`.")
+    model = contracts().get(name)
+    if model is None:
+        return Refusal(HTTPStatus.NOT_FOUND, unknown(name))
+    try:
+        _item_of(name, model).model_validate_json(written)
+    except ValidationError as error:
+        return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The item is no {name}.", faults(error))
+    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "The item is nested too deeply, or is no JSON in some other way.")
+
+
+class _Readers(NamedTuple):
+    """What reads items of all contracts in one pass."""
+
+    item: TypeAdapter[Item]
+    array: TypeAdapter[list[Item]]
+
+
+@lru_cache(maxsize=1)
+def _readers(known: int) -> _Readers:
+    """known: how many contracts there are; they only ever become more."""
+    items = tuple(_item_of(name, model) for name, model in contracts().items())
+    one: Any = Annotated[Union[items], Discriminator("type")] if len(items) > 1 else items[0]  # noqa: UP007
+    return _Readers(TypeAdapter(one), TypeAdapter(list[one]))
+
+
+@cache
+def _item_of(name: str, model: type[BaseModel]) -> type[Item]:
+    """`Item` of one contract."""
+    only: Any = Literal[name]
+    return create_model("Item", __base__=Item, type=(only, ...), data=(model, ...))
+
+
+def _elements(body: bytes) -> Iterator[str]:
     """The elements of the JSON array that *body* is, each as it is written there. Raises `Refusal`.
 
     As written, so that each contract reads its own payload: a decimal with many digits is more than a float.
@@ -225,8 +244,8 @@ def _elements(body: bytes) -> Iterator[Written]:
             at += 1
         else:
             while True:
-                value, end = _DECODER.raw_decode(text, at)
-                yield Written(text[at:end], value)
+                _, end = _DECODER.raw_decode(text, at)
+                yield text[at:end]
                 at = _past_space(text, end) + 1
                 if text[at - 1 : at] == "]":
                     break
@@ -247,3 +266,9 @@ def _said(error: ValueError | RecursionError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+
+
+def _too_large(most: int) -> Refusal:
+    return Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"The message has more than {most:,} bytes (ACKLINE_MAX_BODY_BYTES)."
+    )

@@ -56,9 +56,9 @@ def test_a_bad_one_gets_what_it_would_have_got_alone_and_the_others_are_accepted
     client: httpx.Client, ackline_settings: Settings
 ) -> None:
     bad: list[tuple[Any, int, str]] = [
-        (b"{", 422, "The line is not JSON"),
-        (b"\xff\xfe", 422, "The line is not JSON: byte 0 is not UTF-8."),
-        (b"[" * 900, 422, "The line is not JSON"),
+        (b"{", 422, "The item is not JSON"),
+        (b"\xff\xfe", 422, "The item is not JSON: byte 0 is not UTF-8."),
+        (b"[" * 900, 422, "The item is not JSON"),
         ([], 422, "An item is an object with `type`, `data` and perhaps `id`."),
         ({"data": MAIL}, 422, "An item is an object"),
         ({"type": 7, "data": MAIL}, 422, "An item is an object"),
@@ -70,7 +70,7 @@ def test_a_bad_one_gets_what_it_would_have_got_alone_and_the_others_are_accepted
         ({**ITEM, "id": "order\n7"}, 422, "The item is no email.send."),
         ({**ITEM, "id": "x" * 256}, 422, "The item is no email.send."),
         ({**ITEM, "more": 1}, 422, "The item is no email.send."),
-        ({"type": "email.send", "data": MAIL | {"body": "x" * 2000}}, 413, "The item has more than 1,000 bytes"),
+        ({"type": "email.send", "data": MAIL | {"body": "x" * 2000}}, 413, "The message has more than 1,000 bytes"),
     ]
     mixed = [item for each, _, _ in bad for item in (ITEM, each)]
     found = results(client.post("/v1/messages", content=lines(*mixed), headers=NDJSON), 207)

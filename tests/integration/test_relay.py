@@ -357,7 +357,7 @@ def test_what_is_finished_is_deleted_after_its_time_and_what_failed_is_kept(engi
     (scheduled,) = add(engine, 21, 22, delay=3600)
     with database.writing(engine) as connection:
         assert outbox.cancel(connection, cancelled)
-    with relaying(url, engine, keep_seconds=0.0):
+    with relaying(url, engine, keep_seconds=0.0, keep_cancelled_seconds=0.0):
         until(lambda: _ids(engine) == {"spoiled", scheduled}, what="what is finished to be deleted")
 
 
