@@ -94,7 +94,8 @@ async def publish_batch(request: Request) -> Response:
     settings = served.settings
     travelling = parameters.travelling(request)
     body = await parameters.body(request, settings.max_batch_bytes, "ACKLINE_MAX_BATCH_BYTES", _NDJSON)
-    items = _lines(body) if parameters.content_type(request) in _NDJSON else _array(body)
+    read = _lines if parameters.content_type(request) in _NDJSON else _array
+    items = read(body, settings.max_body_bytes)
     if not items:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "The batch is empty.")
     if len(items) > settings.max_batch:
@@ -167,21 +168,23 @@ def _answer(content: dict[str, Any], repeated: bool = False) -> Response:
 # --- what the items say -----------------------------------------------------------------------------------------------
 
 
-def _lines(body: bytes) -> list[Item | Refusal]:
-    """What each line of *body* says that is not empty."""
-    return [_item(line) for line in body.split(b"\n") if line.strip()]
+def _lines(body: bytes, most: int) -> list[Item | Refusal]:
+    """What each line of *body* says that is not empty. most: bytes of one."""
+    return [_item(line, most) for line in body.split(b"\n") if line.strip()]
 
 
-def _array(body: bytes) -> list[Item | Refusal]:
-    """What each element of the JSON array says that *body* is. Raises `Refusal` when it is none."""
+def _array(body: bytes, most: int) -> list[Item | Refusal]:
+    """What each element of the JSON array says that *body* is. Raises `Refusal` when it is none. most: bytes of one."""
     try:
         return list(_readers(len(contracts())).array.validate_json(body))  # nearly always all is well
     except ValidationError:
-        return [_item(element) for element in _elements(body)]
+        return [_item(element, most) for element in _elements(body)]
 
 
-def _item(written: bytes | str) -> Item | Refusal:
+def _item(written: bytes | str, most: int) -> Item | Refusal:
     """What one item says, or why it is none."""
+    if len(written) > most:
+        return _too_large(most)
     try:
         return _readers(len(contracts())).item.validate_json(written)
     except ValidationError:
