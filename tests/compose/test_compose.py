@@ -63,8 +63,10 @@ def test_what_must_outlive_a_container_is_in_a_named_volume() -> None:
         "rabbitmq": ["rabbitmq:/var/lib/rabbitmq"],
         "postgres": ["postgres:/var/lib/postgresql/data"],
         "mail": ["mail:/var/lib/ackline"],
+        "gateway": ["uploads:/var/lib/ackline-uploads"],
+        "worker": ["uploads:/var/lib/ackline-uploads"],
     }
-    assert set(COMPOSE["volumes"]) == set(kept)
+    assert set(COMPOSE["volumes"]) == {volume.partition(":")[0] for volumes in kept.values() for volume in volumes}
     assert SERVICES["rabbitmq"]["hostname"] == "rabbitmq", "the broker's data folder carries the name of its host"
 
 
