@@ -68,7 +68,7 @@ class Number(BaseModel):
     number: int
 
 
-@message("test.tracked", track=True)
+@message("test.number.tracked", track=True)
 class Tracked(BaseModel):
     """A message whose contract has it tracked, of a type that no queue is bound to."""
 
