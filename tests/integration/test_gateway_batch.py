@@ -10,7 +10,9 @@ import httpx
 import pytest
 
 from ackline.infra.names import UNROUTED
+from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
+from tests.broker import fresh_vhost, settings_for
 from tests.doors import MAIL, gateway, problem
 from tests.integration.test_publisher import taken
 
@@ -19,12 +21,26 @@ JSON = {"Content-Type": "application/json"}
 ITEM = {"type": "email.send", "data": MAIL}
 
 
+@pytest.fixture(scope="module")
+def shared(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[httpx.Client, Settings]]:
+    """One gateway for all tests here."""
+    with fresh_vhost(broker) as vhost:
+        settings = settings_for(vhost.amqp_url, vhost.management_url, tmp_path_factory.mktemp("gateway") / "data")
+        with gateway(
+            settings, ACKLINE_MAX_BODY_BYTES="1000", ACKLINE_MAX_BATCH="600", ACKLINE_MAX_BATCH_BYTES="200000"
+        ) as client:
+            yield client, settings
+
+
 @pytest.fixture
-def client(ackline_settings: Settings) -> Iterator[httpx.Client]:
-    with gateway(
-        ackline_settings, ACKLINE_MAX_BODY_BYTES="1000", ACKLINE_MAX_BATCH="600", ACKLINE_MAX_BATCH_BYTES="200000"
-    ) as found:
-        yield found
+def ackline_settings(shared: tuple[httpx.Client, Settings]) -> Iterator[Settings]:
+    yield shared[1]
+    taken(shared[1].broker, UNROUTED)  # what one test sent the next one does not find
+
+
+@pytest.fixture
+def client(shared: tuple[httpx.Client, Settings], ackline_settings: Settings) -> httpx.Client:
+    return shared[0]
 
 
 def results(answer: httpx.Response, status: int) -> list[dict[str, Any]]:
