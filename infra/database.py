@@ -19,6 +19,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ackline.infra.errors import AcklineError, ConfigurationError
 
@@ -93,6 +94,8 @@ def writing(engine: Engine) -> Iterator[Connection]:
         if is_outage(error):
             raise DatabaseUnavailable(explain(error, engine.url)) from error
         raise
+    except PoolTimeout as error:
+        raise DatabaseUnavailable("No connection to the database was free in time: it is slow, or locked.") from error
 
 
 @contextmanager

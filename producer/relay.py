@@ -16,10 +16,11 @@ as it is becomes `failed`, for a person (`ackline outbox list --state failed`), 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, InvalidStateError, wait
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -175,7 +176,7 @@ class Relay:
                 sent[row.id] = self._send(row)
             except PublishError as error:
                 failed[row.id] = str(error)
-        self._await(sent)
+        self._await(sent, term)
         published: list[int] = []
         again: dict[int, str] = {}
         unknown = 0
@@ -210,11 +211,19 @@ class Relay:
             raise InvalidMessage("The row cannot be published: its properties are not those of an AMQP message.")
         return self._publisher.send(MESSAGES, row.type, properties, row.payload, timeout=CONFIRM_SECONDS)
 
-    def _await(self, sent: dict[int, Future[None]]) -> None:
-        """Wait until each of *sent* is answered, which it is by its deadline; at a stop not longer than the grace."""
+    def _await(self, sent: dict[int, Future[None]], term: int) -> None:
+        """Wait until each of *sent* is answered, which it is by its deadline; at a stop not longer than the grace.
+
+        When the lease ends, what has no answer is taken back, so that two relays do not publish at once. (What is on
+        its way to the broker already cannot be.)
+        """
         for future in reversed(sent.values()):  # confirms come in order: nearly always only the last is waited for
-            while not future.done() and time.monotonic() < self._stop_by:
+            while not future.done() and time.monotonic() < self._stop_by and self._lease.term == term:
                 wait([future], 0.25)
+        if self._lease.term != term:
+            for future in sent.values():
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(PublishTimeout("The lease ended meanwhile; another relay publishes it."))
 
     # --- in the database -------------------------------------------------------------------------------
 

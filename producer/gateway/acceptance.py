@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from enum import StrEnum
@@ -42,6 +41,10 @@ _LOOK_SECONDS = 0.1
 _FEW, _HOLD_SECONDS, _HOLD_AGAIN_SECONDS = 1000, 2.0, 5.0
 #: Seconds between looks meanwhile.
 _HOLD_LOOK_SECONDS = 0.02
+#: Seconds that a request waits for its commit.
+STORE_SECONDS = 30.0
+#: Seconds that closing waits for a database that does not answer.
+_CLOSE_SECONDS = 5.0
 #: Messages of one commit at most.
 _COMMIT_MOST = 1000
 
@@ -128,12 +131,11 @@ class Acceptance:
 
     async def close(self) -> None:
         """Finish what is being written, and stop looking."""
+        if self._writer is not None:
+            await asyncio.wait({self._writer}, timeout=_CLOSE_SECONDS)
         if self._watcher is not None:
             self._watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._watcher
-        if self._writer is not None:
-            await self._writer
+            await asyncio.wait({self._watcher}, timeout=_CLOSE_SECONDS)
 
     # --- straight to the broker ------------------------------------------------------------------------
 
@@ -175,9 +177,14 @@ class Acceptance:
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._write())
         try:
-            await done
+            async with asyncio.timeout(STORE_SECONDS):
+                await done
         except DatabaseUnavailable as error:
-            raise unavailable(f"{error} The message was not accepted.") from None
+            raise unavailable(f"{error} The message may not have been accepted.") from None
+        except TimeoutError:
+            raise unavailable(
+                f"The database has not answered for {STORE_SECONDS:g} s. The message may not have been accepted."
+            ) from None
 
     def _full(self) -> str | None:
         waiting = self._depth + len(self._to_store)
@@ -188,16 +195,20 @@ class Acceptance:
     async def _write(self) -> None:
         while self._to_store:
             batch, self._to_store = self._to_store[:_COMMIT_MOST], self._to_store[_COMMIT_MOST:]
+            batch = [
+                (entry, done) for entry, done in batch if not done.done()
+            ]  # the others are not waited for any more
             error: Exception | None = None
             try:
                 await asyncio.to_thread(self._commit, [entry for entry, _ in batch])
             except Exception as fault:
                 error = fault
             else:
-                self._depth += len(batch)
-                self._stored += len(batch)
+                waiting = sum(entry.due_at is None for entry, _ in batch)
+                self._depth += waiting
+                self._stored += waiting
                 self.accepted.update((entry.type, State.ACCEPTED) for entry, _ in batch)
-                if any(entry.due_at is None for entry, _ in batch):
+                if waiting:
                     self._divert()
             for _, done in batch:
                 if done.done():  # its request was cancelled
@@ -230,6 +241,9 @@ class Acceptance:
                     pause = _HOLD_AGAIN_SECONDS
             except DatabaseUnavailable as error:
                 log.warning("The outbox cannot be looked at: %s", error)
+            except Exception:  # without it the gateway would go on by the outbox for ever
+                log.exception("The outbox could not be looked at")
+                pause = _HOLD_AGAIN_SECONDS
 
     async def _can_drain(self, backlogged: bool) -> bool:
         """Whether the outbox is empty, or will be in a moment."""
@@ -246,18 +260,19 @@ class Acceptance:
 
     async def _open(self) -> None:
         """Hold requests until the outbox is empty, and open the straight way; not when that takes too long."""
-        deadline = time.monotonic() + _HOLD_SECONDS
         self._held = asyncio.get_running_loop().create_future()
         try:
-            while time.monotonic() < deadline and self._publisher.problem is None:
-                stored = self._stored
-                backlogged = await asyncio.to_thread(self._look)
-                # One whose confirm did not come may have been stored meanwhile, or be on its way there.
-                is_writing = self._writer is not None and not self._writer.done()
-                if not backlogged and not is_writing and stored == self._stored:
-                    self._diverting = False
-                    return
-                await asyncio.sleep(_HOLD_LOOK_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_HOLD_SECONDS):  # however long a look takes
+                    while self._publisher.problem is None:
+                        stored = self._stored
+                        backlogged = await asyncio.to_thread(self._look)
+                        # One whose confirm did not come may have been stored meanwhile, or be on its way there.
+                        is_writing = self._writer is not None and not self._writer.done()
+                        if not backlogged and not is_writing and stored == self._stored:
+                            self._diverting = False
+                            return
+                        await asyncio.sleep(_HOLD_LOOK_SECONDS)
         finally:
             self._held.set_result(None)
             self._held = None

@@ -75,9 +75,9 @@ def create_app(settings: Settings) -> FastAPI:
         publisher.start()
         acceptance = Acceptance(publisher, engine, settings.outbox_most)
         idempotency = Idempotency(engine)
+        cleaning = asyncio.create_task(idempotency.keep_clean())
         try:
             await acceptance.start()
-            cleaning = asyncio.create_task(idempotency.keep_clean())
             app.state.service = Service(
                 settings=settings,
                 publisher=publisher,
@@ -91,8 +91,8 @@ def create_app(settings: Settings) -> FastAPI:
             )
             ready()  # the socket listens already
             yield
-            cleaning.cancel()
         finally:
+            cleaning.cancel()
             await acceptance.close()
             await publisher.aclose()
             keys.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,14 +12,14 @@ from typing import Annotated, Any, Literal, NamedTuple, Union
 from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Discriminator, FailFast, Field, TypeAdapter, ValidationError, create_model
 
 from ackline.infra.wire import uuid7
 from ackline.producer.envelope import Entry
 from ackline.producer.gateway import parameters
 from ackline.producer.gateway.acceptance import State
 from ackline.producer.gateway.keys import Caller
-from ackline.producer.gateway.messages import accepted, answer, entry_of
+from ackline.producer.gateway.messages import accepted, answer, broken_contract, entry_of
 from ackline.producer.gateway.parameters import IDEMPOTENCY_KEY, SHORT_TEXT, TRAVELLING, Options
 from ackline.producer.gateway.problems import PROBLEM, RETRY_AFTER, Refusal, faults
 from ackline.producer.gateway.service import Service, service
@@ -29,7 +30,8 @@ router = APIRouter()
 _NDJSON = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 _NO_OPTIONS = Options()
 _SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
+#: Only finds where a value ends: numbers are not read, of which one with too many digits would spoil the array.
+_DECODER = json.JSONDecoder(parse_int=str, parse_float=str)
 
 
 class Item(BaseModel):
@@ -95,27 +97,30 @@ async def publish_batch(request: Request) -> Response:
     travelling = parameters.travelling(request)
     body = await parameters.body(request, settings.max_batch_bytes, "ACKLINE_MAX_BATCH_BYTES", _NDJSON)
     read = _lines if parameters.content_type(request) in _NDJSON else _array
-    items = read(body, settings.max_body_bytes)
+    items = read(body, Bounds(settings.max_batch, settings.max_body_bytes))
     if not items:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "The batch is empty.")
-    if len(items) > settings.max_batch:
-        raise Refusal(
-            HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"The batch has {len(items):,} messages; {settings.max_batch:,} are allowed (ACKLINE_MAX_BATCH).",
-        )
     caller.take(len(items) - 1)  # the request itself was counted as one
 
     key = request.headers.get("idempotency-key")
     if key is None:
         return _answer(await _accept(served, caller, items, lambda index: uuid7(), travelling))
 
-    async def work(message_id: str) -> dict[str, Any]:
+    async def work(message_id: str, again: bool) -> dict[str, Any]:
         # Derived, so that a batch that is tried again has the same ids.
         batch_id = UUID(message_id)
         return await _accept(served, caller, items, lambda index: str(uuid5(batch_id, str(index))), travelling)
 
-    asked = repr(travelling).encode() + body
-    return _answer(*await served.idempotency.once(caller.name, key, asked, work))
+    asked = (
+        repr(travelling.get("correlation_id")).encode() + body
+    )  # not the trace context, of which each try has another
+    return _answer(*await served.idempotency.once(caller.name, key, asked, work, _stands))
+
+
+def _stands(answer: dict[str, Any]) -> bool:
+    """Whether an answer is the last word: not when nothing was accepted, and some of it might be, soon."""
+    statuses = {result["status"] for result in answer["results"]}
+    return 202 in statuses or max(statuses) < 500
 
 
 async def _accept(
@@ -168,26 +173,42 @@ def _answer(content: dict[str, Any], repeated: bool = False) -> Response:
 # --- what the items say -----------------------------------------------------------------------------------------------
 
 
-def _lines(body: bytes, most: int) -> list[Item | Refusal]:
-    """What each line of *body* says that is not empty. most: bytes of one."""
-    return [_item(line, most) for line in body.split(b"\n") if line.strip()]
+class Bounds(NamedTuple):
+    """Of a batch: messages, and bytes of one message."""
+
+    messages: int
+    bytes: int
 
 
-def _array(body: bytes, most: int) -> list[Item | Refusal]:
-    """What each element of the JSON array says that *body* is. Raises `Refusal` when it is none. most: bytes of one."""
+def _lines(body: bytes, bounds: Bounds) -> list[Item | Refusal]:
+    """What each line of *body* says that is not empty."""
+    lines = [line for line in body.split(b"\n") if line.strip()]
+    if len(lines) > bounds.messages:
+        raise _too_many(bounds)
+    return [_item(line, bounds) for line in lines]
+
+
+def _array(body: bytes, bounds: Bounds) -> list[Item | Refusal]:
+    """What each element of the JSON array says that *body* is. Raises `Refusal` when it is none."""
     try:
-        return list(_readers(len(contracts())).array.validate_json(body))  # nearly always all is well
-    except ValidationError:
-        return [_item(element, most) for element in _elements(body)]
+        items = _readers(len(contracts())).array.validate_json(body)  # nearly always all is well
+    except Exception:
+        elements = list(itertools.islice(_elements(body), bounds.messages + 1))
+        if len(elements) > bounds.messages:
+            raise _too_many(bounds) from None
+        return [_item(element, bounds) for element in elements]
+    if len(items) > bounds.messages:
+        raise _too_many(bounds)
+    return list(items)
 
 
-def _item(written: bytes | str, most: int) -> Item | Refusal:
+def _item(written: bytes | str, bounds: Bounds) -> Item | Refusal:
     """What one item says, or why it is none."""
-    if len(written) > most:
-        return _too_large(most)
+    if len(written) > bounds.bytes:
+        return _too_large(bounds.bytes)
     try:
         return _readers(len(contracts())).item.validate_json(written)
-    except ValidationError:
+    except Exception:
         return _fault(written)
 
 
@@ -207,6 +228,8 @@ def _fault(written: bytes | str) -> Refusal:
         _item_of(name, model).model_validate_json(written)
     except ValidationError as error:
         return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The item is no {name}.", faults(error))
+    except Exception as error:
+        return broken_contract(name, error)
     return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "The item is nested too deeply, or is no JSON in some other way.")
 
 
@@ -222,7 +245,7 @@ def _readers(known: int) -> _Readers:
     """known: how many contracts there are; they only ever become more."""
     items = tuple(_item_of(name, model) for name, model in contracts().items())
     one: Any = Annotated[Union[items], Discriminator("type")] if len(items) > 1 else items[0]  # noqa: UP007
-    return _Readers(TypeAdapter(one), TypeAdapter(list[one]))
+    return _Readers(TypeAdapter(one), TypeAdapter(Annotated[list[one], FailFast()]))
 
 
 @cache
@@ -269,6 +292,13 @@ def _said(error: ValueError | RecursionError) -> str:
     if isinstance(error, UnicodeDecodeError):
         return f"byte {error.start} is not UTF-8"
     return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
+
+
+def _too_many(bounds: Bounds) -> Refusal:
+    return Refusal(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        f"The batch has more than {bounds.messages:,} messages (ACKLINE_MAX_BATCH).",
+    )
 
 
 def _too_large(most: int) -> Refusal:

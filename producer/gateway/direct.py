@@ -13,7 +13,8 @@ from fastapi import Request, Response
 from fastapi.routing import APIRoute, APIRouter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ackline.producer.gateway.problems import Refusal, answer
+from ackline.infra.database import DatabaseUnavailable
+from ackline.producer.gateway.problems import Refusal, answer, database_away
 
 _BATCH = "/v1/messages"
 _SINGLE = "/v1/messages/"
@@ -36,10 +37,13 @@ class Direct:
             return
         scope["route"] = route
         endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
+        request = Request(scope, receive, send)
         try:
-            response = await endpoint(Request(scope, receive, send))
+            response = await endpoint(request)
         except Refusal as refusal:
             response = answer(refusal)
+        except DatabaseUnavailable as error:
+            response = await database_away(request, error)
         await response(scope, receive, send)
 
     def _route(self, scope: Scope) -> APIRoute | None:

@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
@@ -40,14 +40,20 @@ MAX_KEY = 255
 #: Seconds between looks for old keys, and keys of one transaction.
 _CLEAN_SECONDS, _CLEAN_MOST = 600.0, 1000
 
-#: Does the work of a request under a message id, and returns its answer.
-Work = Callable[[str], Awaitable[dict[str, Any]]]
+#: Does the work of a request under a message id, and returns its answer. The second argument: whether somebody began it
+#: before under this id, and it is not known how far that came.
+Work = Callable[[str, bool], Awaitable[dict[str, Any]]]
 
 
 class _Claim(NamedTuple):
-    """mine: the message id when this request does the work. answer: the one that there is already."""
+    """mine: the message id when this request does the work, until when, and whether it was begun before.
+
+    answer: the one that there is already.
+    """
 
     mine: str | None = None
+    until: datetime | None = None
+    again: bool = False
     answer: dict[str, Any] | None = None
 
 
@@ -57,10 +63,18 @@ class Idempotency:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def once(self, owner: str, key: str, request: bytes, work: Work) -> tuple[dict[str, Any], bool]:
+    async def once(
+        self,
+        owner: str,
+        key: str,
+        request: bytes,
+        work: Work,
+        is_kept: Callable[[dict[str, Any]], bool] = lambda answer: True,
+    ) -> tuple[dict[str, Any], bool]:
         """The answer of *work*, done once for this key of this owner; and whether it is a repetition.
 
-        request: everything that makes two requests equal. Raises `Refusal` when the key was used for another request,
+        request: everything that makes two requests equal. is_kept: whether an answer stands; the next try does the
+        work again for one that does not. Raises `Refusal` when the key was used for another request,
         or an equal one is still under way; when *work* raises, the next try does it again.
         """
         if not 1 <= len(key) <= MAX_KEY or not key.isprintable():
@@ -83,16 +97,22 @@ class Idempotency:
                 )
             await asyncio.sleep(_LOOK_SECONDS)
         try:
-            answer = await work(claim.mine)
+            answer = await work(claim.mine, claim.again)
         except BaseException:
-            with contextlib.suppress(DatabaseUnavailable):  # then the claim runs out by itself
-                await asyncio.to_thread(self._give_up, owner, key)
+            await self._free(owner, key, claim)
             raise
+        if not is_kept(answer):
+            await self._free(owner, key, claim)
+            return answer, False
         try:
-            await asyncio.to_thread(self._finish, owner, key, answer)
+            answer = await asyncio.to_thread(self._finish, owner, key, answer)
         except DatabaseUnavailable as error:  # the message is durable; a repetition would have the same id
             log.warning("The answer for an Idempotency-Key could not be kept: %s", error)
         return answer, False
+
+    async def _free(self, owner: str, key: str, claim: _Claim) -> None:
+        with contextlib.suppress(DatabaseUnavailable):  # then the claim runs out by itself
+            await asyncio.to_thread(self._give_up, owner, key, claim)
 
     async def keep_clean(self) -> None:
         """Forget old keys, now and then, until it is cancelled."""
@@ -100,7 +120,7 @@ class Idempotency:
             try:
                 while await asyncio.to_thread(self._clean):
                     pass
-            except DatabaseUnavailable as error:
+            except Exception as error:
                 log.warning("Old idempotency keys could not be deleted: %s", error)
             await asyncio.sleep(_CLEAN_SECONDS)
 
@@ -132,7 +152,7 @@ class Idempotency:
                         claimed_until=until,
                     )
                 )
-            return _Claim(mine=fresh)
+            return _Claim(fresh, until)
         except IntegrityError:
             pass
         with database.writing(self._engine) as connection:
@@ -149,16 +169,22 @@ class Idempotency:
             if row.claimed_until > at:
                 return _Claim()
             connection.execute(update(idempotency_keys).where(_is(owner, key)).values(claimed_until=until))
-            return _Claim(mine=row.message_id)
+            return _Claim(row.message_id, until, again=True)
 
-    def _finish(self, owner: str, key: str, answer: dict[str, Any]) -> None:
+    def _finish(self, owner: str, key: str, answer: dict[str, Any]) -> dict[str, Any]:
+        """Keep the answer. Returns the one that stands: who was so slow that it was taken over may find another."""
         with database.writing(self._engine) as connection:
-            connection.execute(update(idempotency_keys).where(_is(owner, key)).values(answer=json.dumps(answer)))
+            kept = update(idempotency_keys).where(_is(owner, key), idempotency_keys.c.answer.is_(None))
+            if connection.execute(kept.values(answer=json.dumps(answer))).rowcount:
+                return answer
+            standing = connection.scalar(select(idempotency_keys.c.answer).where(_is(owner, key)))
+            return answer if standing is None else json.loads(standing)
 
-    def _give_up(self, owner: str, key: str) -> None:
+    def _give_up(self, owner: str, key: str, claim: _Claim) -> None:
         """Let the next try have it, under the same message id: whether this one got through may be unknown."""
         with database.writing(self._engine) as connection:
-            connection.execute(update(idempotency_keys).where(_is(owner, key)).values(claimed_until=now()))
+            is_ours = and_(_is(owner, key), idempotency_keys.c.claimed_until == claim.until)
+            connection.execute(update(idempotency_keys).where(is_ours).values(claimed_until=now()))
 
 
 def _is(owner: str, key: str) -> Any:

@@ -24,6 +24,8 @@ from ackline.producer.gateway.problems import Refusal
 
 log = logging.getLogger(__name__)
 
+#: Seconds that closing waits for a database that does not answer.
+_CLOSE_SECONDS = 5.0
 #: Seconds between looks into the database.
 REFRESH_SECONDS = 2.0
 #: The name of callers whose key is in ACKLINE_API_KEYS; no key in the database can have it.
@@ -165,7 +167,7 @@ class Keys:
     def close(self) -> None:
         """Stop doing so."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(_CLOSE_SECONDS)
 
     def _keep_fresh(self) -> None:
         failed = False

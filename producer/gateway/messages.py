@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -20,7 +21,7 @@ from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.properties import Properties
 from ackline.infra.wire import TRACK, uuid7
-from ackline.producer import callbacks
+from ackline.producer import callbacks, outbox
 from ackline.producer.envelope import Entry
 from ackline.producer.errors import InvalidMessage
 from ackline.producer.gateway import parameters
@@ -30,6 +31,8 @@ from ackline.producer.gateway.problems import Refusal, faults
 from ackline.producer.gateway.service import Service, service
 from ackline.producer.message import contracts, encode, unknown
 from ackline.producer.stamp import Stamp
+
+log = logging.getLogger(__name__)
 
 router = APIRouter()
 
@@ -85,9 +88,13 @@ async def publish(request: Request) -> Response:
         message = model.model_validate_json(body)
     except ValidationError as error:
         raise Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The body is no {name}.", faults(error)) from None
+    except Exception as error:
+        raise broken_contract(name, error) from None
 
-    async def work(message_id: str) -> dict[str, Any]:
+    async def work(message_id: str, again: bool = False) -> dict[str, Any]:
         entry = entry_of(served, message, message_id, travelling, options)
+        if again and entry.due_at is not None and await asyncio.to_thread(_is_stored, served, entry):
+            return accepted(served, entry, State.ACCEPTED, tracked=True)  # a second row would be another time
         if options.callback_url is not None:
             return await _owing_a_call(served, entry, options.callback_url)
         tracked = is_tracked(served.stamps.of(message), options)
@@ -96,8 +103,21 @@ async def publish(request: Request) -> Response:
     key = request.headers.get("idempotency-key")
     if key is None:
         return answer(await work(uuid7()))
-    asked = repr((name, request.scope["query_string"], travelling)).encode() + body
+    # Not the trace context, of which each try has another.
+    asked = repr((name, request.scope["query_string"], travelling.get("correlation_id"))).encode() + body
     return answer(*await served.idempotency.once(caller.name, key, asked, work))
+
+
+def broken_contract(name: str, error: Exception) -> Refusal:
+    """The refusal of a payload on which the contract's own code failed: it did not accept it."""
+    log.error("a validator of %s failed", name, exc_info=error)
+    return Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, f"The body is no {name}: its contract failed on it.")
+
+
+def _is_stored(served: Service, entry: Entry) -> bool:
+    """Whether the outbox has it already. In a thread."""
+    with database.reading(served.engine) as connection:
+        return outbox.find(connection, entry.message_id) is not None
 
 
 def entry_of(

@@ -79,7 +79,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _malformed)
-    app.add_exception_handler(DatabaseUnavailable, _database_away)
+    app.add_exception_handler(DatabaseUnavailable, database_away)
     app.add_exception_handler(Exception, _failed)
 
 
@@ -104,7 +104,8 @@ async def _malformed(request: Request, error: Exception) -> JSONResponse:
     return answer(Refusal(HTTPStatus.UNPROCESSABLE_ENTITY, "A parameter of the request is wrong.", faults(error)))
 
 
-async def _database_away(request: Request, error: Exception) -> JSONResponse:
+async def database_away(request: Request, error: Exception) -> JSONResponse:
+    """The answer when the database does not."""
     log.error("%s %s: %s", request.method, request.url.path, error)
     return answer(unavailable("The gateway's database does not answer. Nothing was done; try again soon."))
 

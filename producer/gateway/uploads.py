@@ -101,7 +101,7 @@ async def _upload(request: Request, body: AsyncIterator[bytes]) -> Response:
         except TimeoutError:
             raise _too_slow(f"took more than {UPLOAD_SECONDS / 60:g} minutes") from None
 
-        async def work(message_id: str) -> dict[str, Any]:
+        async def work(message_id: str, again: bool = False) -> dict[str, Any]:
             await served.uploads.do(incoming.keep)
             try:
                 entry = entry_of(served, file, message_id, travelling, Options())
@@ -114,7 +114,7 @@ async def _upload(request: Request, body: AsyncIterator[bytes]) -> Response:
         key = request.headers.get("idempotency-key")
         if key is None:
             return answer(await work(uuid7()))
-        asked = json.dumps([TYPE, file.name, file.content_type, file.sha256, travelling]).encode()
+        asked = json.dumps([TYPE, file.name, file.content_type, file.sha256, travelling.get("correlation_id")]).encode()
         return answer(*await served.idempotency.once(caller.name, key, asked, work))
     finally:
         # Shielded: a request that is cancelled, when the gateway stops, leaves nothing behind either.

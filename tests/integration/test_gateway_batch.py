@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -119,11 +120,11 @@ def test_a_body_that_is_no_batch_is_refused_whole(client: httpx.Client) -> None:
         (b"[" + b"[" * 100_000, "The body is no JSON array: it is nested too deeply."),
         (b'["\xff"]', "The body is no JSON array: byte 2 is not UTF-8."),
         (b" [ ] ", "The batch is empty."),
-        (json.dumps([1] * 601).encode(), "The batch has 601 messages; 600 are allowed (ACKLINE_MAX_BATCH)."),
+        (json.dumps([1] * 601).encode(), "The batch has more than 600 messages (ACKLINE_MAX_BATCH)."),
         (b"[" + b" " * 200_000, "The body has more than 200,000 bytes (ACKLINE_MAX_BATCH_BYTES)."),
     ):
         answer = client.post("/v1/messages", content=body, headers=JSON)
-        assert said in problem(answer, 413 if "allowed" in said or "more than" in said else 422)["detail"]
+        assert said in problem(answer, 413 if "more than" in said else 422)["detail"]
     assert results(client.post("/v1/messages", json=[ITEM]), 202), "it still serves"
 
 
@@ -132,6 +133,23 @@ def test_an_oversized_line_is_refused_and_the_process_still_serves(client: httpx
     assert problem(client.post("/v1/messages", content=line, headers=NDJSON), 413)["results"][0]["status"] == 413
     assert problem(client.post("/v1/messages", content=line * 2, headers=NDJSON), 413)
     assert results(client.post("/v1/messages", json=[ITEM]), 202)
+
+
+def test_a_contract_that_fails_spoils_nothing_but_its_own_messages(ackline_settings: Settings, tmp_path: Path) -> None:
+    app = ("tests.odd_contracts", *ackline_settings.app)
+    settings = ackline_settings.model_copy(update={"app": app, "data_dir": tmp_path})
+    odd = {"type": "test.odd", "data": {"name": "unknown"}}
+    with gateway(settings) as client:
+        found = results(client.post("/v1/messages", json=[ITEM, odd, ITEM]), 207)
+        assert [result["status"] for result in found] == [202, 422, 202]
+        for answer in (found[1], problem(client.post("/v1/messages/test.odd", json=odd["data"]), 422)):
+            assert answer["detail"] == "The body is no test.odd: its contract failed on it."
+
+
+def test_a_number_of_many_digits_spoils_nothing_but_its_own_message(client: httpx.Client) -> None:
+    body = json.dumps([ITEM, {"type": "email.send", "data": 7}]).replace("7", "7" * 5000)
+    found = results(client.post("/v1/messages", content=body, headers=JSON), 207)
+    assert [result["status"] for result in found] == [202, 413]
 
 
 def test_an_id_of_the_callers_own_is_kept(client: httpx.Client, ackline_settings: Settings) -> None:

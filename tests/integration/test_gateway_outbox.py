@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import select
+from sqlalchemy import make_url, select, update
 
 from ackline.infra import database
 from ackline.infra.private_node import PrivateNode
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
 from ackline.infra.tables import outbox
+from ackline.infra.wire import now
 from tests.doors import MAIL, NEVER, gateway, is_connected, problem
 from tests.integration.test_publisher import taken
 from tests.roles import RoleProcess, listening, role
@@ -98,6 +100,52 @@ def test_a_scheduled_message_is_a_row_though_the_broker_is_there(ackline_setting
         assert 7100 < (row.due_at - row.created_at).total_seconds() < 7300
     [(properties, _)] = taken(ackline_settings.broker, UNROUTED)
     assert properties.message_id != accepted["id"]
+
+
+def test_what_is_due_later_does_not_fill_the_outbox(ackline_settings: Settings) -> None:
+    with gateway(ackline_settings, ACKLINE_OUTBOX_MOST="3") as client:
+        for number in range(6):
+            post(client, number, delay="2h")
+        assert post(client, 7)["state"] == "waiting"
+    assert len(rows(ackline_settings)) == 6
+
+
+def test_a_refusal_that_may_pass_is_not_kept_for_its_idempotency_key(tmp_path: Path) -> None:
+    with without_broker(tmp_path, ACKLINE_OUTBOX_MOST="1") as (client, _, settings):
+        first = post(client, 1)
+        headers = {"Idempotency-Key": "order-7"}
+        items = [{"type": "email.send", "data": MAIL}, {"type": "no.such", "data": 1}]
+        for _ in range(2):
+            found = problem(client.post("/v1/messages", json=items, headers=headers), 422)
+            assert [result["status"] for result in found["results"]] == [503, 404]
+            problem(client.post("/v1/messages/email.send", json=MAIL, headers={"Idempotency-Key": "order-8"}), 503)
+        engine = database.connect(settings.database)
+        with database.writing(engine) as connection:  # as if a relay had published it
+            done = update(outbox).where(outbox.c.message_id == first["id"])
+            connection.execute(done.values(state="published", finished_at=now()))
+        engine.dispose()
+
+        def accepted() -> bool:
+            return client.post("/v1/messages", json=items, headers=headers).status_code == 207
+
+        until(accepted, what="room in the outbox to be noticed")
+
+
+def test_while_the_database_is_locked_what_needs_it_is_refused_and_the_rest_is_accepted(
+    ackline_settings: Settings,
+) -> None:
+    with gateway(ackline_settings) as client:
+        lock = sqlite3.connect(str(make_url(ackline_settings.database).database), isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        try:
+            assert post(client, 1)["state"] == "waiting"
+            keyed = client.post("/v1/messages/email.send", json=MAIL, headers={"Idempotency-Key": "k"})
+            assert "database" in problem(keyed, 503)["detail"]
+            later = client.post("/v1/messages/email.send", json=MAIL, params={"delay": "1h"})
+            assert "may not have been accepted" in problem(later, 503)["detail"]
+        finally:
+            lock.close()
+        assert post(client, 2, delay="1h")["state"] == "accepted"
 
 
 def test_a_parameter_that_is_wrong_is_named(ackline_settings: Settings) -> None:

@@ -15,7 +15,7 @@ from sqlalchemy import Engine, select, update
 from ackline.infra import database
 from ackline.infra.names import UNROUTED
 from ackline.infra.settings import Settings
-from ackline.infra.tables import idempotency_keys
+from ackline.infra.tables import idempotency_keys, outbox
 from ackline.infra.wire import now
 from ackline.producer.gateway.idempotency import KEPT, Idempotency
 from ackline.producer.gateway.problems import Refusal
@@ -57,6 +57,29 @@ def test_the_same_key_for_another_request_is_refused(client: httpx.Client, ackli
     assert len(taken(ackline_settings.broker, UNROUTED)) == 2
 
 
+def test_a_retry_that_is_traced_anew_is_the_same_request(client: httpx.Client) -> None:
+    answers = [
+        client.post(
+            "/v1/messages/email.send",
+            json=MAIL,
+            headers={"Idempotency-Key": "traced", "traceparent": f"00-4bf92f3577b34da6a3ce929d0e0e4736-{span}-01"},
+        )
+        for span in ("00f067aa0ba902b7", "00f067aa0ba902b8")
+    ]
+    assert answers[0].json() == answers[1].json()
+
+
+def test_a_scheduled_message_that_was_taken_over_is_one_row(ackline_settings: Settings, client: httpx.Client) -> None:
+    first = post(client, "later", delay="1h").json()
+    engine = database.connect(ackline_settings.database)
+    with database.writing(engine) as connection:  # as if its gateway had died before it could keep the answer
+        connection.execute(update(idempotency_keys).values(answer=None, claimed_until=now()))
+    assert post(client, "later", delay="1h").json() == first
+    with database.reading(engine) as connection:
+        assert [row.message_id for row in connection.execute(select(outbox))] == [first["id"]]
+    engine.dispose()
+
+
 def test_a_request_that_was_refused_leaves_its_key_free(client: httpx.Client) -> None:
     problem(post(client, "k", {"to": "nobody"}), 422)
     assert post(client, "k").status_code == 202
@@ -82,12 +105,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 def test_a_request_whose_gateway_died_is_taken_over_under_the_same_id(engine: Engine) -> None:
     ids: list[str] = []
 
-    async def dies(message_id: str) -> dict[str, Any]:
+    async def dies(message_id: str, again: bool) -> dict[str, Any]:
         ids.append(message_id)
         await asyncio.sleep(3600)  # for ever, until its process is killed
         return {}
 
-    async def works(message_id: str) -> dict[str, Any]:
+    async def works(message_id: str, again: bool) -> dict[str, Any]:
         ids.append(message_id)
         return {"id": message_id}
 
@@ -108,11 +131,11 @@ def test_a_request_whose_gateway_died_is_taken_over_under_the_same_id(engine: En
 def test_a_try_that_fails_is_done_again_under_the_same_id(engine: Engine) -> None:
     ids: list[str] = []
 
-    async def fails(message_id: str) -> dict[str, Any]:
+    async def fails(message_id: str, again: bool) -> dict[str, Any]:
         ids.append(message_id)
         raise ZeroDivisionError
 
-    async def works(message_id: str) -> dict[str, Any]:
+    async def works(message_id: str, again: bool) -> dict[str, Any]:
         ids.append(message_id)
         return {"id": message_id}
 
@@ -129,8 +152,32 @@ def test_a_try_that_fails_is_done_again_under_the_same_id(engine: Engine) -> Non
     asyncio.run(journey())
 
 
+def test_who_was_taken_over_gives_the_answer_of_who_took_over(engine: Engine) -> None:
+    begun, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(message_id: str, again: bool) -> dict[str, Any]:
+        begun.set()
+        await finish.wait()
+        return {"by": "slow"}
+
+    async def quick(message_id: str, again: bool) -> dict[str, Any]:
+        assert again
+        return {"by": "quick"}
+
+    async def journey() -> None:
+        first = asyncio.create_task(Idempotency(engine).once("", "k", b"request", slow))
+        await begun.wait()
+        with database.writing(engine) as connection:  # its claim runs out
+            connection.execute(update(idempotency_keys).values(claimed_until=now()))
+        assert (await Idempotency(engine).once("", "k", b"request", quick))[0] == {"by": "quick"}
+        finish.set()
+        assert (await first)[0] == {"by": "quick"}
+
+    asyncio.run(asyncio.wait_for(journey(), 60))
+
+
 def test_old_keys_are_forgotten(engine: Engine) -> None:
-    async def works(message_id: str) -> dict[str, Any]:
+    async def works(message_id: str, again: bool) -> dict[str, Any]:
         return {"id": message_id}
 
     async def journey() -> None:
