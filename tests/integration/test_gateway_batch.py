@@ -14,8 +14,9 @@ from ackline.infra.names import UNROUTED
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
 from tests.broker import fresh_vhost, settings_for
-from tests.doors import MAIL, gateway, problem
+from tests.doors import MAIL, NEVER, gateway, problem
 from tests.integration.test_publisher import taken
+from tests.roles import listening, role
 
 NDJSON = {"Content-Type": "application/x-ndjson"}
 JSON = {"Content-Type": "application/json"}
@@ -139,11 +140,15 @@ def test_a_contract_that_fails_spoils_nothing_but_its_own_messages(ackline_setti
     app = ("tests.odd_contracts", *ackline_settings.app)
     settings = ackline_settings.model_copy(update={"app": app, "data_dir": tmp_path})
     odd = {"type": "test.odd", "data": {"name": "unknown"}}
-    with gateway(settings) as client:
+    with (
+        role(settings, "gateway", "--port", "0") as process,
+        httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client,
+    ):
         found = results(client.post("/v1/messages", json=[ITEM, odd, ITEM]), 207)
         assert [result["status"] for result in found] == [202, 422, 202]
         for answer in (found[1], problem(client.post("/v1/messages/test.odd", json=odd["data"]), 422)):
             assert answer["detail"] == "The body is no test.odd: its contract failed on it."
+        assert "KeyError: 'unknown'" in process.log.read_text(), "for the author of the contract"
 
 
 def test_a_number_of_many_digits_spoils_nothing_but_its_own_message(client: httpx.Client) -> None:
