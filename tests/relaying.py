@@ -29,17 +29,17 @@ def declare_queue(url: str) -> None:
     declare(url, [ConsumerQueue(QUEUE, TYPES)])
 
 
-def taken(client: Client) -> list[Taken]:
+def taken(client: Client, queue: str = QUEUE) -> list[Taken]:
     """Everything that is in the queue now, in its order."""
     found = []
-    while (one := client.take(QUEUE)) is not None:
+    while (one := client.take(queue)) is not None:
         found.append(one)
     return found
 
 
-def numbers(client: Client) -> list[int]:
+def numbers(client: Client, queue: str = QUEUE) -> list[int]:
     """The numbers of `taken`."""
-    return [json.loads(one.body)["number"] for one in taken(client)]
+    return [json.loads(one.body)["number"] for one in taken(client, queue)]
 
 
 def active(engine: Engine) -> int | None:

@@ -17,7 +17,7 @@ from sqlalchemy import Engine, func, select, text
 from sqlalchemy import update as sql_update
 
 from ackline.infra import database
-from ackline.infra.names import MESSAGES
+from ackline.infra.names import MESSAGES, UNROUTED
 from ackline.infra.properties import Properties
 from ackline.infra.running_broker import Broker
 from ackline.infra.tables import OutboxState, leases
@@ -253,7 +253,8 @@ def test_rows_that_wait_for_the_topology_say_why_and_are_published_in_order_when
             assert client.ready(QUEUE) == 0
             declare_queue(url)
             until_empty(engine)
-        assert list(dict.fromkeys(numbers(client))) == list(range(20))
+        # The exchange is there a moment before its bindings: what comes in between goes to review.
+        assert list(dict.fromkeys([*numbers(client, UNROUTED), *numbers(client)])) == list(range(20))
     assert {row.error for row in listed(engine, OutboxState.PUBLISHED)} == {None}
 
 
