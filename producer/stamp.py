@@ -12,11 +12,15 @@ from ackline.infra.frames import publish_method
 from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT
 from ackline.infra.table import Table
+from ackline.infra.wire import TRACK
 from ackline.producer.message import contract_of
 
 #: Bits of the property flags (AMQP 0-9-1, class `basic`); the values follow in this order.
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
 _MESSAGE_ID, _TIMESTAMP, _TYPE, _APP_ID = 1 << 7, 1 << 6, 1 << 5, 1 << 3
+#: The headers that most tracked messages have, encoded once.
+_TRACK_ONLY = {TRACK: True}
+_TRACKED = Table.of(_TRACK_ONLY).raw
 _ALWAYS = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TIMESTAMP | _TYPE | _APP_ID
 
 
@@ -51,7 +55,7 @@ class Stamp:
         pieces = [self._content_type]
         if headers:
             flags |= _HEADERS
-            table = Table.of(headers).raw
+            table = _TRACKED if headers == _TRACK_ONLY else Table.of(headers).raw
             pieces += (len(table).to_bytes(4), table)
         pieces.append(self._delivery_mode)
         if correlation_id is not None:

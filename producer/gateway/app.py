@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -89,6 +90,9 @@ def create_app(settings: Settings) -> FastAPI:
                 uploads=storage,
                 signer=Signer(secret(engine, "status")),
             )
+            # What is there now stays: else each full collection would go through it, and hold everybody up meanwhile.
+            gc.collect()
+            gc.freeze()
             ready()  # the socket listens already
             yield
         finally:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from http import HTTPStatus
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from fastapi import Request
 from starlette.requests import ClientDisconnect
@@ -20,6 +21,7 @@ from ackline.producer.gateway.problems import Refusal
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{1,100})?\Z")
 _MAX_TRACESTATE = 512
+_OPTION_NAMES = {"delay", "deliver_at", "track", "callback_url"}
 #: Bytes of a text in AMQP's properties.
 SHORT_TEXT = 255
 
@@ -61,10 +63,10 @@ def options(request: Request, settings: Settings) -> Options:
     """The query parameters of a publish. Raises `Refusal`."""
     if not request.scope["query_string"]:
         return Options()
-    query = request.query_params
-    strange = sorted(set(query) - {"delay", "deliver_at", "track", "callback_url"})
+    query = dict(parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True))
+    strange = query.keys() - _OPTION_NAMES
     if strange:
-        raise _wrong(strange[0][:80], "there is no such parameter; there are delay, deliver_at, track, callback_url")
+        raise _wrong(min(strange)[:80], "there is no such parameter; there are delay, deliver_at, track, callback_url")
     callback_url = query.get("callback_url")
     if callback_url is not None:
         try:
