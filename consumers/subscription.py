@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds before a queue that is gone is looked for again.
 REOPEN_SECONDS = 2.0
+#: Seconds that the broker gets to answer a subscription.
+ANSWER_SECONDS = 20.0
 _NOT_FOUND = 404
 
 
@@ -59,6 +61,7 @@ class Subscription:
         self._woken = False
         self._stopping = False
         self._missing = False
+        self._unanswered: int | None = None
 
     # --- from any thread -------------------------------------------------------------------------------
 
@@ -117,8 +120,17 @@ class Subscription:
         channel.add_on_cancel_callback(self._cancelled)
         channel.basic_qos(prefetch_count=self._prefetch)
         self._tag = channel.basic_consume(self.consumer.name, self._on_message, callback=self._began)
+        generation = self._generation
+        self._unanswered = generation
+        self._link.later(ANSWER_SECONDS, lambda: self._look_for_answer(generation))
+
+    def _look_for_answer(self, generation: int) -> None:
+        """Begin anew when the broker has not answered: a quorum queue that had no leader yet may never do it."""
+        if generation == self._unanswered and generation == self._generation and not self._stopping:
+            self._link.drop(f"no answer to the subscription of {self.consumer.name!r} in {ANSWER_SECONDS:g} s")
 
     def _began(self, _frame: Any) -> None:
+        self._unanswered = None
         if self._missing:
             log.info("the queue %r is there again; consuming", self.consumer.name)
         self._missing = False

@@ -54,9 +54,13 @@ def test_a_chunked_body_without_end_is_refused_while_it_is_sent(client: httpx.Cl
     for head in (JSON, PNG):
         with connected(client) as connection:
             connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
-            while not select.select([connection], [], [], 0)[0]:
-                connection.sendall(CHUNK)
-            assert connection.recv(65536).startswith(b"HTTP/1.1 413 ")
+            found = b""
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                while not select.select([connection], [], [], 0)[0]:
+                    connection.sendall(CHUNK)
+                found = connection.recv(65536)
+            # An upload's connection is closed soon; who writes on then may lose the answer, as TCP has it.
+            assert found.startswith(b"HTTP/1.1 413 ") or (head == PNG and not found)
 
 
 def test_an_upload_without_end_is_not_read_for_ever(client: httpx.Client) -> None:

@@ -579,11 +579,15 @@ def test_a_restarted_broker_finds_the_worker_again(own_broker: Broker) -> None:
 
     billing = consumer_of("billing", charge, Ordered)
     with Publisher(own_broker.amqp_url) as publisher, working(own_broker.amqp_url, billing):
-        _publish(publisher, 1)
-        until(lambda: seen == [1])
+        began, sent = time.monotonic(), 0
+        # RabbitMQ 3.10 may not serve a queue that was restarted in the first seconds of its life.
+        while time.monotonic() - began < 3:
+            sent += 1
+            publisher.publish(Ordered(number=sent), timeout=60)
+        until(lambda: len(seen) >= sent)
         own_broker.restart()
-        publisher.publish(Ordered(number=2), timeout=120)
-        until(lambda: seen == [1, 2], what="the worker to consume again")
+        publisher.publish(Ordered(number=0), timeout=120)
+        until(lambda: 0 in seen, what="the worker to consume again")
 
 
 def test_a_queue_that_is_deleted_by_hand_holds_up_no_other_and_is_consumed_when_it_is_there_again(
