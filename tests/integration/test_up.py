@@ -98,6 +98,20 @@ class Up:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def report(self) -> str:
+        """What there is to see when a test has failed: its screen, the ends of its logs, and its queues."""
+        logs = [*(self.data_dir / "logs").glob("*.log"), *(self.data_dir / "rabbitmq" / "log").glob("*.log")]
+        told = [self.output, *(f"--- {log.name}\n{log.read_text()[-4000:]}" for log in logs)]
+        found = re.search(r"Management UI +(\S+) +user (\S+), password (\S+)", self.output)
+        if found:
+            with (
+                contextlib.suppress(httpx.HTTPError),
+                httpx.Client(auth=(found[2], found[3]), trust_env=False) as client,
+            ):
+                columns = "name,state,messages,messages_ready,messages_unacknowledged,consumers"
+                told += [str(queue) for queue in client.get(f"{found[1]}/api/queues?columns={columns}").json()]
+        return "\n".join(told)
+
     def kill_broker(self) -> None:
         """Kill RabbitMQ as a crash would, wherever it runs."""
         container = re.search(r"container and volume (\S+)", self.output)
@@ -164,6 +178,9 @@ def _running(running: Up) -> Iterator[Up]:
     try:
         running.wait_until_running()
         yield running
+    except BaseException:
+        print(running.report())
+        raise
     finally:
         if running.process.poll() is None:
             running.stop()
@@ -221,7 +238,7 @@ def test_a_second_start_finds_messages_dead_letters_and_mails(up: Up, port: int)
     up.command("sink", "accept", "later@example.test")
     with _running(Up(up.data_dir, port=port)) as second:
         assert "No such mailbox" in second.command("dlq", "list")
-        until(lambda: second.mails() == ["now@example.test", "later@example.test"], what="the retried mail")
+        until(lambda: set(second.mails()) == {"now@example.test", "later@example.test"}, what="the retried mail")
 
 
 @pytest.mark.parametrize("role", ["worker", "reviewer", "gateway"])
@@ -246,7 +263,8 @@ def test_a_killed_broker_comes_back_with_what_it_had(up: Up) -> None:
     up.kill_broker()
     up.command("sink", "accept", "later@example.test")  # now, so that its tries are not used up
     until(lambda: "The broker is ready again" in up.output, deadline=START_SECONDS, what="the broker to come back")
-    until(lambda: up.mails() == ["later@example.test"], what="the mail")
+    # Once at least: what a tier had handed on, and what was sent to one, is handed on again if the kill was quicker.
+    until(lambda: "later@example.test" in up.mails(), what="the mail")
 
 
 def test_nothing_is_left_of_an_up_that_is_killed_and_the_next_one_works(up: Up, port: int) -> None:
