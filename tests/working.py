@@ -24,9 +24,9 @@ STOP_SECONDS = 90.0
 
 
 def consumer_of(
-    name: str, handler: Callable[..., Any], *models: type[BaseModel], retry: RetryPolicy | None = None
+    name: str, handler: Callable[..., Any], *models: type[BaseModel], retry: RetryPolicy | None = None, **options: Any
 ) -> Consumer:
-    """What `@consumer` makes of *handler*, without a place in the registry."""
+    """What `@consumer` makes of *handler*, without a place in the registry. options: further fields of `Consumer`."""
     return Consumer(
         name,
         handler,
@@ -34,6 +34,7 @@ def consumer_of(
         retry or fixed(attempts=3, delay="1s"),
         len(inspect.signature(handler).parameters) == 2,
         inspect.iscoroutinefunction(handler),
+        **options,
     )
 
 
