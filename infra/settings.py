@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -24,6 +24,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from ackline.infra.durations import seconds
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.hosts import AllowedHosts
 
@@ -47,6 +48,13 @@ UPLOAD_TYPES = (
 )
 #: An origin as browsers send it (RFC 6454, 6.2): no path, not even a slash.
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
+
+
+def _seconds(value: Any) -> float:
+    try:
+        return seconds(value)
+    except (ConfigurationError, TypeError) as error:
+        raise ValueError(str(error).removesuffix(".")) from None
 
 
 class Settings(BaseSettings):
@@ -117,6 +125,11 @@ class Settings(BaseSettings):
     concurrency: int = Field(default=8, ge=1, le=1000, description="handlers that a worker runs at once")
     prefetch: int = Field(default=100, ge=1, le=65535, description="messages that a consumer holds unacked at most")
     grace_seconds: float = Field(default=10.0, ge=0, description="how long a stopping role waits for what runs")
+    consumer_timeout: Annotated[float, BeforeValidator(_seconds)] = Field(
+        default=1800.0,
+        gt=0,
+        description="the broker's own consumer_timeout, which AMQP cannot ask for: a duration such as 30m, or seconds",
+    )
 
     smtp_url: str | None = Field(
         default=None, description="smtp[s]://[user:password@]host:port that `email.send` sends through", repr=False

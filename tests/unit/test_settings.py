@@ -166,3 +166,17 @@ def test_settings_are_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_process_is_named_by_host_and_number() -> None:
     assert re.fullmatch(rf".+:{os.getpid()}", process_name())
+
+
+@pytest.mark.parametrize(("written", "value"), [("45m", 2700.0), ("90", 90.0)])
+def test_the_consumer_timeout_is_a_duration(written: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert settings().consumer_timeout == 1800.0
+    settings.cache_clear()
+    monkeypatch.setenv("ACKLINE_CONSUMER_TIMEOUT", written)
+    assert settings().consumer_timeout == value
+
+
+@pytest.mark.parametrize("written", ["soon", "0", "-5", ""])
+def test_a_consumer_timeout_that_is_none_is_named(written: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACKLINE_CONSUMER_TIMEOUT", written)
+    assert "ACKLINE_CONSUMER_TIMEOUT: " in refusal()
