@@ -19,6 +19,9 @@ DEAD = "ackline.dead"
 OUTCOMES = "ackline.outcomes"
 """Topic exchange and queue: what became of redriven and tracked messages."""
 
+CONTROL = "ackline.control"
+"""Fanout exchange: what running workers are told at once, such as that a consumer is paused."""
+
 RESERVED_PREFIX = "ackline."
 """No consumer may have a name that begins so."""
 

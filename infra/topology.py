@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.link import explain, parameters
-from ackline.infra.names import DEAD, MESSAGES, OUTCOMES, RESERVED_PREFIX, RETRY_TIERS, RETURN, UNROUTED
+from ackline.infra.names import CONTROL, DEAD, MESSAGES, OUTCOMES, RESERVED_PREFIX, RETRY_TIERS, RETURN, UNROUTED
 
 #: Deliveries of one message before the broker dead-letters it. Without a limit a message that kills its worker does so
 #: for ever; each lost connection counts for every message in the prefetch window, so it must not be small.
@@ -85,6 +85,7 @@ def topology(consumers: Iterable[ConsumerQueue] = (), *, broker_version: str = "
     returns = Exchange(RETURN, "direct", arguments={"alternate-exchange": UNROUTED})
     dead = Exchange(DEAD, "fanout")
     outcomes = Exchange(OUTCOMES, "topic")
+    control = Exchange(CONTROL, "fanout")  # its queues are the workers' own, exclusive: each declares one
     tiers = [(Exchange(name, "fanout"), seconds) for name, seconds in RETRY_TIERS]
     queues = [
         _queue(UNROUTED, unlimited | _dead_letters_to(DEAD), [binding(unrouted)]),
@@ -106,7 +107,7 @@ def topology(consumers: Iterable[ConsumerQueue] = (), *, broker_version: str = "
             for consumer in consumers
         ],
     ]
-    exchanges = (messages, unrouted, returns, dead, outcomes, *(tier for tier, _ in tiers))
+    exchanges = (messages, unrouted, returns, dead, outcomes, control, *(tier for tier, _ in tiers))
     return Topology(exchanges, tuple(queues))
 
 

@@ -32,6 +32,7 @@ def test_without_consumers_there_is_all_that_does_not_depend_on_them() -> None:
         "ackline.return": "direct",
         "ackline.dead": "fanout",
         "ackline.outcomes": "topic",
+        "ackline.control": "fanout",
         **dict.fromkeys(tiers, "fanout"),
     }
     assert [queue.name for queue in wanted.queues] == ["ackline.unrouted", *tiers, "ackline.dead", "ackline.outcomes"]
