@@ -2,13 +2,15 @@
 
 from ackline.consumers.consumer import consumer, registered
 from ackline.consumers.context import Context
-from ackline.consumers.decision import Ack, Failure, Reject, Retry, RetryLater, decide
-from ackline.consumers.retry import RetryPolicy, exponential, fixed
+from ackline.consumers.decision import Ack, AlreadyHandled, Failure, Park, Reject, Retry, RetryLater, decide
+from ackline.consumers.retry import RetryPolicy, exponential, fixed, schedule
 
 __all__ = [
     "Ack",
+    "AlreadyHandled",
     "Context",
     "Failure",
+    "Park",
     "Reject",
     "Retry",
     "RetryLater",
@@ -18,4 +20,5 @@ __all__ = [
     "exponential",
     "fixed",
     "registered",
+    "schedule",
 ]

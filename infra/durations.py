@@ -26,3 +26,11 @@ def seconds(duration: str | float) -> float:
     if not 0 <= value <= MAX_DELAY:
         raise ConfigurationError(f"{duration!r} is no duration: write '250ms', '1s', '5m', '2h', '1d', or seconds.")
     return value
+
+
+def written(value: float) -> str:
+    """So many seconds as `seconds` reads them, in the largest unit that leaves no fraction: "2h", "90s", "0.25s"."""
+    for unit in ("d", "h", "m"):
+        if value and value % _UNITS[unit] == 0:
+            return f"{value / _UNITS[unit]:g}{unit}"
+    return f"{value:g}s"

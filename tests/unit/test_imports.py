@@ -38,8 +38,10 @@ PRODUCER_NAMES = [
 
 CONSUMERS_NAMES = [
     "Ack",
+    "AlreadyHandled",
     "Context",
     "Failure",
+    "Park",
     "Reject",
     "Retry",
     "RetryLater",
@@ -49,6 +51,7 @@ CONSUMERS_NAMES = [
     "exponential",
     "fixed",
     "registered",
+    "schedule",
 ]
 
 
