@@ -19,16 +19,11 @@ from ackline.infra import ready
 from ackline.infra.errors import AcklineError
 from ackline.infra.guardian import Guarded
 from ackline.infra.log_tail import last_lines
+from ackline.infra.restarts import Delay
 from ackline.infra.running_broker import Broker, BrokerUnavailable
 
 #: Seconds from the start of a role until it must be ready.
 READY_SECONDS = 60.0
-
-#: Seconds before a dead role is started again: the first time, and at most. It doubles in between.
-FIRST_DELAY, LONGEST_DELAY = 0.5, 10.0
-
-#: A role that was up for so many seconds is healthy: its next death waits for the first delay again.
-HEALTHY_SECONDS = 30.0
 
 #: Seconds that all roles together get to stop. With the broker's own this stays below 15.
 STOP_SECONDS = 6.0
@@ -78,7 +73,7 @@ class Supervisor:
         log_folder.mkdir(parents=True, exist_ok=True)
         self._running = [_RunningRole(role, log_folder / f"{role.name}.log", ready_seconds) for role in roles]
         self._broker = broker if broker is not None and broker.can_stop else None
-        self._broker_delay = _Delay()
+        self._broker_delay = Delay()
         self._say = say
 
     def start(self) -> None:
@@ -133,27 +128,6 @@ class Supervisor:
                 self._say(str(error).partition("\n")[0])
 
 
-class _Delay:
-    """How long to wait before the next start: longer after each quick death."""
-
-    def __init__(self) -> None:
-        self.due: float | None = None
-        self._seconds = FIRST_DELAY
-        self._since = time.monotonic()
-
-    def schedule(self) -> float:
-        """Note a death; returns the seconds to wait."""
-        if time.monotonic() - self._since >= HEALTHY_SECONDS:
-            self._seconds = FIRST_DELAY
-        seconds, self._seconds = self._seconds, min(2 * self._seconds, LONGEST_DELAY)
-        self.due = time.monotonic() + seconds
-        return seconds
-
-    def started(self) -> None:
-        """Note a start."""
-        self.due, self._since = None, time.monotonic()
-
-
 class _RunningRole:
     """One role's process, of which there are several in the course of time."""
 
@@ -166,7 +140,7 @@ class _RunningRole:
         self._said_ready = False
         self._is_ready = False
         self._deadline = 0.0
-        self._delay = _Delay()
+        self._delay = Delay()
 
     def start(self) -> None:
         """Start the process; `look_ready` tells how it goes."""
