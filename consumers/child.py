@@ -1,4 +1,4 @@
-"""What a process of the worker is to the kernel: it ends with whoever started it, and is the first to go without memory."""
+"""What a worker's process is to the kernel: it ends with whoever started it, and goes first when memory is short."""
 
 from __future__ import annotations
 

@@ -27,6 +27,7 @@ from pydantic_settings import (
 from ackline.infra.durations import seconds
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.hosts import AllowedHosts
+from ackline.infra.sizes import octets
 
 CONFIG_FILE = "ackline.toml"
 UP_FILE = "up.json"
@@ -71,6 +72,9 @@ class Settings(BaseSettings):
     )
     database_url: str | None = Field(
         default=None, description="SQLAlchemy URL; SQLite in the data folder when not set", repr=False
+    )
+    inbox_database_url: str | None = Field(
+        default=None, description="SQLAlchemy URL of inboxes that name none; else the database's", repr=False
     )
     app: Annotated[tuple[str, ...], NoDecode] = Field(
         default=("ackline.consumers.handlers.email",),
@@ -123,6 +127,12 @@ class Settings(BaseSettings):
     )
 
     concurrency: int = Field(default=8, ge=1, le=1000, description="handlers that a worker runs at once")
+    processes: int = Field(default=1, ge=1, le=256, description="processes that `ackline worker` runs")
+    max_memory: int | None = Field(
+        default=None,
+        gt=0,
+        description="memory of a worker's process, 512MB, above which it is killed; no bound if not set",
+    )
     prefetch: int = Field(default=100, ge=1, le=65535, description="messages that a consumer holds unacked at most")
     grace_seconds: float = Field(default=10.0, ge=0, description="how long a stopping role waits for what runs")
     consumer_timeout: Annotated[float, BeforeValidator(_seconds)] = Field(
@@ -142,6 +152,14 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("max_memory", mode="before")
+    @classmethod
+    def _read_size(cls, value: Any) -> Any:
+        try:
+            return octets(value) if isinstance(value, str) else value
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
 
     @field_validator("callback_hosts")
     @classmethod
@@ -180,6 +198,11 @@ class Settings(BaseSettings):
     def database(self) -> str:
         """The database's URL: the one that is set, else SQLite in the data folder."""
         return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'ackline.db'}"
+
+    @property
+    def inbox_database(self) -> str:
+        """The URL of the database of inboxes that name none."""
+        return self.inbox_database_url or self.database
 
     @property
     def uploads(self) -> str:
