@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from datetime import date
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, TypeAlias
 from urllib.parse import quote, quote_plus
 
 import pytest
@@ -92,7 +92,7 @@ def test_a_contract_with_secrets_is_known_by_its_annotations(model: type[BaseMod
 
 
 def test_a_class_whose_annotations_cannot_be_read_may_hold_one() -> None:
-    Word = SecretStr  # noqa: N806
+    Word: TypeAlias = SecretStr
 
     @dataclasses.dataclass
     class Local:
