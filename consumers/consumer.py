@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import types
+import types as python_types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
+from ackline.consumers.batch import Batch
 from ackline.consumers.context import Context
+from ackline.consumers.middleware import Middleware
 from ackline.consumers.retry import RetryPolicy, exponential
 from ackline.infra.app import load_app
 from ackline.infra.errors import ConfigurationError
@@ -19,6 +21,9 @@ from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue, check_consumer_name
 from ackline.producer.errors import InvalidMessage
 from ackline.producer.message import type_of
+
+if TYPE_CHECKING:  # it brings SQLAlchemy, which only those have who use one
+    from ackline.consumers.inbox import Inbox
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -32,10 +37,17 @@ class Consumer:
     name: str
     handler: Callable[..., Any]
     #: Message type -> its contract.
-    types: Mapping[str, type[BaseModel]]
+    types: Mapping[str, type[BaseModel] | None]
     retry: RetryPolicy
     takes_context: bool
     is_async: bool
+    #: Entered around the handler, outermost first, within that of `use`.
+    middleware: tuple[Middleware, ...] = ()
+    inbox: Inbox | None = None
+    #: Of a handler that takes a list of messages.
+    batch: Batch | None = None
+    #: Whether it takes bodies as they came; `types` then has binding keys, and no contracts.
+    takes_bytes: bool = False
 
     @property
     def queue(self) -> ConsumerQueue:
@@ -46,11 +58,26 @@ class Consumer:
 _consumers: dict[str, Consumer] = {}
 
 
-def consumer(name: str, /, *, retry: RetryPolicy | None = None) -> Callable[[F], F]:
+def consumer(
+    name: str,
+    /,
+    *,
+    retry: RetryPolicy | None = None,
+    middleware: Sequence[Middleware] = (),
+    inbox: Inbox | None = None,
+    batch: Batch | None = None,
+    types: Sequence[str] = (),
+) -> Callable[[F], F]:
     """Make a function, plain or async, the handler of a queue of that *name*. Returns the function unchanged.
 
     Its first parameter is annotated with a `@message` model, or with a union of them; a second one, if there is one,
-    gets the `Context`. retry: the policy for what it raises; 5 attempts, from 1 s doubling to 5 min, by default.
+    gets the `Context`. Annotated with a `list` of those, it is a batch handler (see `ackline.consumers.batching`), whose
+    second parameter gets a list of contexts; batch: its size and linger time. Annotated with `bytes`, or a list of them,
+    it gets bodies as they came; types: the message types that it takes, or patterns of them ("order.*", "#").
+
+    retry: the policy for what it raises; 5 attempts, from 1 s doubling to 5 min, by default.
+    middleware: entered around each try of the handler, the first one outermost, within that of `use`. inbox: an `inbox`
+    or a `claim` of `ackline.consumers.inbox`, which keeps a message that is delivered twice from being handled twice.
 
     The handler's return acks the message. It may raise `RetryLater(delay)`, `Reject(reason)` (to review at once), or
     anything else, which is retried up to the bound and then goes to review. A message can be delivered twice.
@@ -69,16 +96,38 @@ def consumer(name: str, /, *, retry: RetryPolicy | None = None) -> Callable[[F],
             raise ConfigurationError(
                 f"The consumer {name!r} is already {other.handler.__qualname__}; take another name."
             )
-        models, takes_context = _signature(name, function)
+        found = _signature(name, function, types)
+        if found.is_batch and (middleware or inbox is not None):
+            raise ConfigurationError(f"{name!r} takes a list of messages: middleware and inbox are for one at a time.")
+        if batch is not None and not found.is_batch:
+            raise ConfigurationError(f"The handler of {name!r} has a batch: annotate its first parameter with a list.")
         _consumers[name] = Consumer(
-            name, function, models, retry or exponential(), takes_context, inspect.iscoroutinefunction(function)
+            name,
+            function,
+            found.types,
+            retry or exponential(),
+            found.takes_context,
+            inspect.iscoroutinefunction(function),
+            middleware=tuple(middleware),
+            inbox=inbox,
+            batch=batch or (Batch() if found.is_batch else None),
+            takes_bytes=found.takes_bytes,
         )
         return function
 
     return register
 
 
-def _signature(name: str, function: Callable[..., Any]) -> tuple[dict[str, type[BaseModel]], bool]:
+class _Signature(NamedTuple):
+    """What a handler takes."""
+
+    types: dict[str, type[BaseModel] | None]
+    takes_context: bool
+    takes_bytes: bool
+    is_batch: bool
+
+
+def _signature(name: str, function: Callable[..., Any], binding_keys: Sequence[str]) -> _Signature:
     parameters = list(inspect.signature(function).parameters.values())
     try:
         hints = typing.get_type_hints(function)
@@ -89,18 +138,37 @@ def _signature(name: str, function: Callable[..., Any]) -> tuple[dict[str, type[
         ) from None
     if not 1 <= len(parameters) <= 2 or any(parameter.kind not in _BY_POSITION for parameter in parameters):
         raise ConfigurationError(f"The handler of {name!r} takes a message and, if it likes, a Context.")
-    if len(parameters) == 2 and hints.get(parameters[1].name, Context) is not Context:
-        raise ConfigurationError(f"The second parameter of the handler of {name!r} must be a Context.")
     annotation = hints.get(parameters[0].name)
-    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    is_batch = typing.get_origin(annotation) is list
+    if is_batch:
+        (annotation,) = typing.get_args(annotation)
+    wanted = list[Context] if is_batch else Context
+    if len(parameters) == 2 and hints.get(parameters[1].name, wanted) != wanted:
+        shown = "list[Context]" if is_batch else "Context"
+        raise ConfigurationError(f"The second parameter of the handler of {name!r} must be a {shown}.")
+    takes_bytes = annotation is bytes
+    if takes_bytes:
+        return _Signature(_binding_keys(name, binding_keys), len(parameters) == 2, True, is_batch)
+    if binding_keys:
+        raise ConfigurationError(f"The annotation of the handler of {name!r} says what it takes: leave types= away.")
+    union = typing.get_origin(annotation) in (typing.Union, python_types.UnionType)
+    models: dict[str, type[BaseModel] | None]
     try:
         models = {type_of(model): model for model in (typing.get_args(annotation) if union else (annotation,))}
     except InvalidMessage:
         raise ConfigurationError(
-            f"The first parameter of the handler of {name!r} must be annotated with a @message model, "
-            f"or a union of them, not {annotation!r}."
+            f"The first parameter of the handler of {name!r} must be annotated with a @message model, a union of them, "
+            f"or bytes, or a list of those, not {annotation!r}."
         ) from None
-    return models, len(parameters) == 2
+    return _Signature(models, len(parameters) == 2, False, is_batch)
+
+
+def _binding_keys(name: str, keys: Sequence[str]) -> dict[str, type[BaseModel] | None]:
+    if isinstance(keys, str) or not keys or not all(isinstance(key, str) and 0 < len(key) <= 255 for key in keys):
+        raise ConfigurationError(
+            f"The handler of {name!r} takes bytes: name the message types, types=['order.placed', 'invoice.*']."
+        )
+    return dict.fromkeys(keys)
 
 
 def registered() -> dict[str, Consumer]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from typing import Any
 from uuid import UUID
 
 from pydantic import BaseModel
 
+from ackline.consumers.stopping import Stopping
+from ackline.infra.errors import ConfigurationError
 from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.table import text
@@ -17,13 +20,31 @@ from ackline.producer.message import encode, type_of
 
 log = logging.getLogger("ackline.handler")
 
+#: Of a context that no worker made.
+_NEVER = Stopping()
+
 
 class Context:
     """One delivery, as a handler sees it. Belongs to the handler's call; not thread-safe."""
 
+    __slots__ = (
+        *("_enlisted", "_properties", "_session", "_stopping", "_tell"),
+        *("attempt", "consumer", "id", "raw", "type"),
+    )
+
     def __init__(
-        self, *, consumer: str, message_id: str | None, message_type: str, attempt: int, properties: Properties
+        self,
+        *,
+        consumer: str,
+        message_id: str | None,
+        message_type: str,
+        attempt: int,
+        properties: Properties,
+        raw: bytes = b"",
+        stopping: Stopping = _NEVER,
+        tell: Callable[[float, str], None] | None = None,
     ) -> None:
+        """tell: takes what `progress` is told; None when nobody asks."""
         #: Name of the consumer.
         self.consumer = consumer
         #: Id of the message; None when a foreign client gave it none.
@@ -32,8 +53,16 @@ class Context:
         self.type = message_type
         #: Number of this try of the handler, from 1.
         self.attempt = attempt
+        #: The body as it came.
+        self.raw = raw
         self._properties = properties
-        self._enlisted: list[tuple[str, Properties, bytes]] = []
+        self._stopping = stopping
+        self._tell = tell
+        self._session: Any = None
+        self._enlisted: list[tuple[str, Properties, bytes]] | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.id} for {self.consumer}, attempt {self.attempt}"
 
     @property
     def headers(self) -> dict[str, Any]:
@@ -48,7 +77,49 @@ class Context:
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
         """A logger whose lines name the message."""
-        return _DeliveryLogger(log, {"delivery": f"{self.type} {self.id} for {self.consumer}, attempt {self.attempt}"})
+        return _DeliveryLogger(log, {"delivery": str(self)})
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the worker stops: what takes long should end soon, or be broken off within the grace period.
+
+        Raise `RetryLater` to have the rest done by another worker.
+        """
+        return self._stopping.is_set
+
+    def wait(self, seconds: float) -> bool:
+        """Wait for *seconds*, or until the worker stops: returns whether it does. For plain handlers."""
+        return self._stopping.wait(seconds)
+
+    async def sleep(self, seconds: float) -> bool:
+        """Wait for *seconds*, or until the worker stops: returns whether it does. For async handlers."""
+        return await self._stopping.sleep(seconds)
+
+    def progress(self, done: float, text: str = "") -> None:
+        """Tell whoever watches a tracked message how far its handler is: *done* from 0 to 1, and *text* for a person.
+
+        Call it as often as you like: it costs next to nothing, and one a second is told, the last one in any case. Of
+        a message that is not tracked nobody is told.
+        """
+        if self._tell is not None:
+            self._tell(max(0.0, min(done, 1.0)), text)
+
+    @property
+    def session(self) -> Any:
+        """The SQLAlchemy `Session`, an async handler's `AsyncSession`, of a consumer with an `inbox`.
+
+        What is written on it commits when the handler returns, together with the note that the message is handled.
+        Raises `ConfigurationError` where there is none.
+        """
+        if self._session is None:
+            raise ConfigurationError(
+                f"{self.consumer} has no session: add inbox=inbox() to its @consumer (ackline.consumers.inbox)."
+            )
+        return self._session
+
+    def lend(self, session: Any) -> None:
+        """Let the handler use *session* as its own."""
+        self._session = session
 
     def publish(self, instance: BaseModel) -> str:
         """Enlist a message: it is sent, and confirmed, after the handler returns and before its message is acked.
@@ -59,6 +130,8 @@ class Context:
         Raises `InvalidMessage` for what is no message.
         """
         type_ = type_of(instance)
+        if self._enlisted is None:
+            self._enlisted = []
         # Derived from nothing, the ids of all messages without one would be the same, and pass for repetitions.
         id_ = uuid7() if self.id is None else child_id(self.id, self.consumer, len(self._enlisted))
         properties = Properties(
@@ -73,9 +146,18 @@ class Context:
         self._enlisted.append((type_, properties, encode(instance)))
         return id_
 
+    @property
+    def has_enlisted(self) -> bool:
+        """Whether `publish` was called."""
+        return bool(self._enlisted)
+
     def enlisted(self) -> list[tuple[str, str, Properties, bytes]]:
         """What `publish` collected, as (exchange, routing key, properties, body)."""
-        return [(MESSAGES, type_, properties, body) for type_, properties, body in self._enlisted]
+        return [(MESSAGES, type_, properties, body) for type_, properties, body in self._enlisted or ()]
+
+    def forget_enlisted(self) -> None:
+        """Drop what `publish` collected: the handler is run again."""
+        self._enlisted = None
 
 
 class _DeliveryLogger(logging.LoggerAdapter[logging.Logger]):

@@ -10,23 +10,36 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ackline.infra.errors import AcklineError, ConfigurationError
+from ackline.infra.wire import now
+
+if TYPE_CHECKING:  # it wants greenlet, which only those have who use it
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 #: Seconds that a writer on SQLite waits for another one.
 BUSY_SECONDS = 5
 #: Seconds to wait for a PostgreSQL server that does not answer, on a new connection or in the middle of one.
 ANSWER_SECONDS = 10
+#: A server that vanished without a word would otherwise be waited for until TCP gives up, after 15 minutes.
+_POSTGRESQL = {
+    "connect_timeout": ANSWER_SECONDS,
+    "keepalives_idle": ANSWER_SECONDS,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+    "tcp_user_timeout": ANSWER_SECONDS * 1000,
+}
 #: PostgreSQL advisory lock that one upgrade holds; any number that nobody else uses.
 _UPGRADE_LOCK = 0x61636B6C696E65
 #: SQLSTATE classes that are about the row, though psycopg calls them operational (a limit of the program), and that are
@@ -38,20 +51,53 @@ class DatabaseUnavailable(AcklineError):
     """The database does not answer, refuses, or cannot be written. What was under way did not happen."""
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, **options: Any) -> Engine:
     """An engine for *url*; connects when it is first used. Creates SQLite's folder.
 
+    options: for `create_engine`, beside those that are always set.
     Raises `ConfigurationError` for a URL that is neither SQLite's nor PostgreSQL's, `DatabaseUnavailable` when the
     folder cannot be created.
     """
+    parsed, ours = _prepared(url)
+    try:
+        engine = create_engine(parsed, **ours | options)
+    except ModuleNotFoundError:
+        raise ConfigurationError("PostgreSQL needs a package more: pip install 'ackline[postgresql]'.") from None
+    _listen(engine)
+    return engine
+
+
+def connect_async(url: str, **options: Any) -> AsyncEngine:
+    """The same for asyncio: an engine that belongs to the event loop on which it is first used."""
+    parsed, ours = _prepared(url)
+    if parsed.get_backend_name() == "sqlite":
+        parsed = parsed.set(drivername="sqlite+aiosqlite")
+    try:
+        from sqlalchemy.ext.asyncio import create_async_engine
+
+        engine = create_async_engine(parsed, **ours | options)
+    except ImportError:
+        raise ConfigurationError(
+            "A database in async handlers needs packages more: pip install 'ackline[inbox]', "
+            "and 'ackline[postgresql]' for PostgreSQL."
+        ) from None
+    _listen(engine.sync_engine)
+    return engine
+
+
+def _prepared(url: str) -> tuple[URL, dict[str, Any]]:
+    """The URL, and what is set for every engine on it."""
     parsed = _parse(url)
     if parsed.get_backend_name() == "postgresql":
-        return _postgresql(parsed)
+        return parsed, {"pool_pre_ping": True, "connect_args": _POSTGRESQL}
     _create_folder(parsed)
-    engine = create_engine(parsed, connect_args={"timeout": BUSY_SECONDS})
-    event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
+    return parsed, {"connect_args": {"timeout": BUSY_SECONDS}}
+
+
+def _listen(engine: Engine) -> None:
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
 
 
 def upgrade(url: str) -> None:
@@ -103,6 +149,14 @@ def reading(engine: Engine) -> Iterator[Connection]:
     """A transaction that only reads: on SQLite it waits for no writer. Raises `DatabaseUnavailable`."""
     with writing(engine.execution_options(ackline_reading=True)) as connection:
         yield connection
+
+
+def clock(connection: Connection) -> datetime:
+    """The time by the clock that all who use this database share (SQLite: of the machine)."""
+    if connection.dialect.name == "postgresql":
+        at: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return at
+    return now()
 
 
 def is_outage(error: DBAPIError) -> bool:
@@ -157,21 +211,6 @@ def _parse(url: str) -> URL:
         "ACKLINE_DATABASE_URL cannot be used: it must read postgresql://user:password@host:5432/database "
         "or sqlite:////absolute/path/of/file.db."
     )
-
-
-def _postgresql(url: URL) -> Engine:
-    # A server that vanished without a word would otherwise be waited for until TCP gives up, after 15 minutes.
-    arguments: dict[str, Any] = {
-        "connect_timeout": ANSWER_SECONDS,
-        "keepalives_idle": ANSWER_SECONDS,
-        "keepalives_interval": 3,
-        "keepalives_count": 3,
-        "tcp_user_timeout": ANSWER_SECONDS * 1000,
-    }
-    try:
-        return create_engine(url, pool_pre_ping=True, connect_args=arguments)
-    except ModuleNotFoundError:
-        raise ConfigurationError("PostgreSQL needs a package more: pip install 'ackline[postgresql]'.") from None
 
 
 def _create_folder(url: URL) -> None:

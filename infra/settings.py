@@ -31,6 +31,7 @@ from ackline.infra.sizes import octets
 
 CONFIG_FILE = "ackline.toml"
 UP_FILE = "up.json"
+DATABASE_FILE = "ackline.db"
 #: Days after its last change that the status of a tracked message is kept.
 STATUS_KEEP_DAYS = 30.0
 #: What may be uploaded when nothing else is set: kinds whose contents the gateway can check, none of which runs code.
@@ -197,12 +198,17 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The database's URL: the one that is set, else SQLite in the data folder."""
-        return self.database_url or f"sqlite:///{self.data_dir.absolute() / 'ackline.db'}"
+        return self.database_url or f"sqlite:///{self.data_dir.absolute() / DATABASE_FILE}"
 
     @property
     def inbox_database(self) -> str:
         """The URL of the database of inboxes that name none."""
         return self.inbox_database_url or self.database
+
+    @property
+    def has_database(self) -> bool:
+        """Whether there is one to read: one is set, or a role on this machine has made that of the data folder."""
+        return self.database_url is not None or (self.data_dir / DATABASE_FILE).exists()
 
     @property
     def uploads(self) -> str:

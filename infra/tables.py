@@ -25,8 +25,10 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
+    Connection,
     DateTime,
     Dialect,
+    Engine,
     ForeignKey,
     Index,
     Integer,
@@ -36,8 +38,15 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    func,
+    inspect,
+    select,
     text,
 )
+from sqlalchemy.schema import CreateIndex, CreateTable
+
+#: PostgreSQL advisory lock of whoever creates the tables; any number that nobody else uses.
+_TABLES_LOCK = 0x61636B6F7574
 
 #: Every constraint has a name, so that a later migration can change it on both databases.
 _NAMES = {
@@ -50,6 +59,8 @@ _NAMES = {
 metadata = MetaData(naming_convention=_NAMES)
 #: The tables of an outbox, which an upstream service has in its own database too, beside its own tables.
 outbox_metadata = MetaData(naming_convention=_NAMES)
+#: The table of an inbox, which is in the database that handlers write to, beside their own tables.
+inbox_metadata = MetaData(naming_convention=_NAMES)
 
 
 class DeadLetterState(StrEnum):
@@ -292,6 +303,17 @@ callbacks = Table(
     Index("ix_callbacks_undelivered", "next_at", sqlite_where=IS_UNDELIVERED, postgresql_where=IS_UNDELIVERED),
 )
 
+# --- consumers --------------------------------------------------------------------------------------------------------
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),  # empty: not said
+)
+
 # --- the gateway ------------------------------------------------------------------------------------------------------
 
 idempotency_keys = Table(
@@ -359,3 +381,40 @@ leases = Table(
     Column("holder", Text, nullable=False),
     Column("expires_at", UtcTime, nullable=False),
 )
+
+# --- inboxes ----------------------------------------------------------------------------------------------------------
+
+inbox = Table(
+    "ackline_inbox",
+    inbox_metadata,
+    Column("consumer", Text, primary_key=True),
+    Column("message_id", Text, primary_key=True),
+    Column("body_sha256", LargeBinary(32), nullable=False),
+    Column("claimed_until", UtcTime),  # until then somebody handles it; None: it is handled
+    Column("changed_at", UtcTime, nullable=False),  # when it was claimed; once it is handled, when that was
+    # list of {type, properties (base64), payload}: what the handler published, until the broker has confirmed all of it
+    Column("unconfirmed", JSON(none_as_null=True)),
+    Column("keep_until", UtcTime, nullable=False, index=True),
+)
+
+
+def create_missing(bind: Engine | Connection, tables: MetaData) -> None:
+    """Create those of *tables* that are missing: in a transaction of its own, or in that of a connection.
+
+    Safe when several do it at once.
+    """
+    if isinstance(bind, Engine):
+        with bind.begin() as connection:
+            create_missing(connection, tables)
+        return
+    if bind.dialect.name == "postgresql":
+        bind.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
+    for table in tables.sorted_tables:
+        bind.execute(CreateTable(table, if_not_exists=True))
+        for index in sorted(table.indexes, key=lambda index: str(index.name)):
+            bind.execute(CreateIndex(index, if_not_exists=True))
+
+
+def has_all(connection: Connection, tables: MetaData) -> bool:
+    """Whether this database has all of *tables*."""
+    return all(inspect(connection).has_table(name) for name in tables.tables)

@@ -12,16 +12,15 @@ import logging
 import secrets
 import threading
 import time
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-from sqlalchemy import Connection, Engine, delete, func, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from ackline.infra.database import reading, writing
+from ackline.infra.database import clock, reading, writing
 from ackline.infra.outage import Outage
 from ackline.infra.settings import process_name
 from ackline.infra.tables import leases
-from ackline.infra.wire import now
 
 log = logging.getLogger(__name__)
 
@@ -91,12 +90,12 @@ class Lease:
         named = leases.c.name == self._name
         with reading(self._engine) as connection:  # a standby disturbs no writer
             held = connection.execute(select(leases.c.holder, leases.c.expires_at).where(named)).first()
-            if held is not None and held.holder != self._holder and held.expires_at > _time(connection):
+            if held is not None and held.holder != self._holder and held.expires_at > clock(connection):
                 self._stand_by(held.holder)
                 return
         try:
             with writing(self._engine) as connection:
-                at = _time(connection)
+                at = clock(connection)
                 ours = {"holder": self._holder, "expires_at": at + timedelta(seconds=LEASE_SECONDS)}
                 renewed = update(leases).where(named, leases.c.holder == self._holder).values(ours)
                 kept = bool(connection.execute(renewed.returning(leases.c.name)).all())
@@ -125,12 +124,4 @@ class Lease:
 def holder(connection: Connection, name: str) -> str | None:
     """Who has the lease *name* now; None when nobody has."""
     found = connection.execute(select(leases.c.holder, leases.c.expires_at).where(leases.c.name == name)).one_or_none()
-    return None if found is None or found.expires_at <= _time(connection) else str(found.holder)
-
-
-def _time(connection: Connection) -> datetime:
-    """The time by the clock that all holders share."""
-    if connection.dialect.name == "postgresql":
-        at: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
-        return at
-    return now()
+    return None if found is None or found.expires_at <= clock(connection) else str(found.holder)

@@ -29,11 +29,10 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
-from sqlalchemy import Connection, Engine, Select, and_, func, insert, inspect, literal, or_, select, tuple_, update
+from sqlalchemy import Connection, Engine, Select, and_, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.orm import Session, scoped_session
-from sqlalchemy.schema import CreateIndex, CreateTable
 
-from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, outbox, outbox_metadata
+from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, create_missing, has_all, outbox, outbox_metadata
 from ackline.infra.wire import now
 from ackline.producer.envelope import Entry, InvalidDueTime, due_time, enclose
 
@@ -58,9 +57,6 @@ __all__ = [
 
 #: What runs statements in the caller's transaction.
 Transaction: TypeAlias = Connection | Session | scoped_session[Any]
-
-#: PostgreSQL advisory lock of whoever creates the tables; any number that nobody else uses.
-_TABLES_LOCK = 0x61636B6F7574
 
 
 class Stored(NamedTuple):
@@ -226,7 +222,7 @@ def retry(transaction: Transaction, message_id: str) -> bool:
 
 def has_tables(connection: Connection) -> bool:
     """Whether this database has the tables of an outbox."""
-    return all(inspect(connection).has_table(name) for name in outbox_metadata.tables)
+    return has_all(connection, outbox_metadata)
 
 
 def create_tables(bind: Engine | Connection) -> None:
@@ -235,13 +231,4 @@ def create_tables(bind: Engine | Connection) -> None:
     Safe when several do it at once. A service with migrations of its own adds `outbox_metadata` to their metadata
     instead (docs/outbox.md).
     """
-    if isinstance(bind, Engine):
-        with bind.begin() as connection:
-            create_tables(connection)
-        return
-    if bind.dialect.name == "postgresql":
-        bind.execute(select(func.pg_advisory_xact_lock(_TABLES_LOCK)))
-    for table in outbox_metadata.sorted_tables:
-        bind.execute(CreateTable(table, if_not_exists=True))
-        for index in sorted(table.indexes, key=lambda index: str(index.name)):
-            bind.execute(CreateIndex(index, if_not_exists=True))
+    create_missing(bind, outbox_metadata)

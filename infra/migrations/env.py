@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
-from ackline.infra.tables import UtcTime, metadata, outbox_metadata
+from ackline.infra.tables import UtcTime, inbox_metadata, metadata, outbox_metadata
 
 
 def render(kind: str, item: Any, _autogenerate: Any) -> str | Literal[False]:
@@ -15,7 +15,7 @@ def render(kind: str, item: Any, _autogenerate: Any) -> str | Literal[False]:
 connection = context.config.attributes["connection"]
 context.configure(
     connection=connection,
-    target_metadata=[metadata, outbox_metadata],
+    target_metadata=[metadata, outbox_metadata, inbox_metadata],
     # The whole upgrade is one transaction, the caller's. SQLite can do that too; Alembic only assumes that it cannot.
     transactional_ddl=True,
     # SQLite cannot alter a constraint: Alembic then copies the table.

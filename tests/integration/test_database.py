@@ -16,7 +16,7 @@ from sqlalchemy import Engine, inspect, make_url, text
 from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.errors import ConfigurationError
-from ackline.infra.tables import metadata, outbox_metadata
+from ackline.infra.tables import inbox_metadata, metadata, outbox_metadata
 from tests.waiting import until
 
 
@@ -39,14 +39,14 @@ def test_the_migrations_lead_to_the_tables_of_the_page(url: str, engine: Engine)
     database.upgrade(url)
     with database.reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
-        assert compare_metadata(context, [metadata, outbox_metadata]) == []  # type: ignore[arg-type]
+        assert compare_metadata(context, [metadata, outbox_metadata, inbox_metadata]) == []  # type: ignore[arg-type]
 
 
 def test_the_migrations_have_the_checks_of_the_page(url: str, engine: Engine) -> None:
     database.upgrade(url)  # Alembic does not compare check constraints
     migrated = _checks(engine)
     with engine.begin() as connection:
-        for tables in (metadata, outbox_metadata):
+        for tables in (metadata, outbox_metadata, inbox_metadata):
             tables.drop_all(connection)
             tables.create_all(connection)
     assert migrated == _checks(engine)
@@ -57,7 +57,7 @@ def _checks(engine: Engine) -> dict[str, dict[str, str]]:
     seen = inspect(engine)
     return {
         table: {str(check["name"]): check["sqltext"] for check in seen.get_check_constraints(table)}
-        for table in [*metadata.tables, *outbox_metadata.tables]
+        for table in [*metadata.tables, *outbox_metadata.tables, *inbox_metadata.tables]
     }
 
 
