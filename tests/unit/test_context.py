@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 from uuid import UUID
 
 import pytest
@@ -10,10 +12,12 @@ from pydantic import BaseModel
 
 from ackline.consumers import Context
 from ackline.consumers.context import child_id
+from ackline.consumers.stopping import Stopping
 from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.producer import message
 from ackline.producer.errors import InvalidMessage
+from tests.waiting import DEADLINE
 
 
 @message("test.context.invoiced")
@@ -102,6 +106,57 @@ def test_what_is_no_message_is_refused_and_not_enlisted() -> None:
     with pytest.raises(InvalidMessage):
         context.publish(NoMessage(number=1))
     assert context.enlisted() == []
+
+
+def test_what_was_enlisted_can_be_forgotten_and_the_ids_begin_anew() -> None:
+    context = _context()
+    assert not context.has_enlisted
+    id_ = context.publish(Invoiced(number=1))
+    assert context.has_enlisted
+    context.forget_enlisted()
+    assert (context.has_enlisted, context.enlisted()) == (False, [])
+    assert context.publish(Invoiced(number=1)) == id_
+
+
+def test_a_handler_is_told_that_the_worker_stops() -> None:
+    stopping = Stopping()
+    context = Context(
+        consumer="billing",
+        message_id="m-1",
+        message_type="order.placed",
+        attempt=1,
+        properties=Properties(),
+        stopping=stopping,
+    )
+    assert not context.stopping
+    assert not context.wait(0)
+    assert not asyncio.run(context.sleep(0))
+    stopping.set()
+    assert context.stopping
+    assert context.wait(DEADLINE)
+    assert asyncio.run(context.sleep(DEADLINE))
+
+
+def test_a_context_without_a_worker_never_stops_and_tells_nobody_of_progress() -> None:
+    context = _context()
+    context.progress(0.5, "half")
+    assert not context.stopping
+
+
+def test_progress_is_between_nothing_and_all() -> None:
+    told: list[tuple[float, str]] = []
+    context = Context(
+        consumer="billing",
+        message_id="m-1",
+        message_type="order.placed",
+        attempt=1,
+        properties=Properties(),
+        tell=lambda done, text: told.append((done, text)),
+    )
+    for done in (0.4, -1, 7, math.nan):
+        context.progress(done, "rows")
+    context.progress(1)
+    assert told == [(0.4, "rows"), (0.0, "rows"), (1.0, "rows"), (0.0, "rows"), (1.0, "")]
 
 
 def test_lines_of_the_log_name_the_message(caplog: pytest.LogCaptureFixture) -> None:
