@@ -113,7 +113,7 @@ class Section:
 class Journal:
     """The journal of all processes of one `ackline worker`, as one of them sees it."""
 
-    def __init__(self, memory: mmap.mmap, own: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, memory: mmap.mmap, own: int, clock: Callable[[], float]) -> None:
         """memory: of `open_journal` or `private_journal`. own: this process, counted from 1; 0 is the parent."""
         self._sections = [Section(memory, number) for number in range(len(memory) // _SECTION)]
         self._suspects = self._sections[0]
@@ -136,8 +136,9 @@ class Journal:
     def accuse(self, process: int) -> list[bytes]:
         """Make suspects of what *process*, which has died, was handling; returns their keys."""
         found = [key for _, key in self._sections[process].slots()]
+        known = {key for _, key in self._suspects.slots()}
         for key in found:
-            if self._suspects.slot_of(key) is None:
+            if key not in known:
                 self._accused[self._suspects.enter(key)] = self._clock()
         self.forget()
         self._sections[process].clear()  # last: who looks meanwhile finds it in both places
@@ -167,11 +168,11 @@ def journal_file(processes: int) -> int:
     return descriptor
 
 
-def open_journal(descriptor: int, own: int) -> Journal:
+def open_journal(descriptor: int, own: int, *, clock: Callable[[], float] = time.monotonic) -> Journal:
     """The journal in the file of `journal_file`, for the process number *own*."""
-    return Journal(mmap.mmap(descriptor, 0), own)
+    return Journal(mmap.mmap(descriptor, 0), own, clock)
 
 
 def private_journal() -> Journal:
     """A journal that nobody else reads: of a worker without a parent."""
-    return Journal(mmap.mmap(-1, 2 * _SECTION), 1)
+    return Journal(mmap.mmap(-1, 2 * _SECTION), 1, time.monotonic)
