@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from ackline.consumers.batch import Batch
 from ackline.consumers.context import Context
 from ackline.consumers.middleware import Middleware
+from ackline.consumers.ordered import SHARDS, Order, order_of
 from ackline.consumers.retry import RetryPolicy, exponential
 from ackline.infra.app import load_app
 from ackline.infra.errors import ConfigurationError
@@ -48,11 +49,13 @@ class Consumer:
     batch: Batch | None = None
     #: Whether it takes bodies as they came; `types` then has binding keys, and no contracts.
     takes_bytes: bool = False
+    #: Of a consumer that handles the messages of a key one at a time.
+    order: Order | None = None
 
     @property
     def queue(self) -> ConsumerQueue:
         """What the topology needs to know."""
-        return ConsumerQueue(self.name, tuple(sorted(self.types)))
+        return ConsumerQueue(self.name, tuple(sorted(self.types)), self.order.shards if self.order is not None else 0)
 
 
 _consumers: dict[str, Consumer] = {}
@@ -67,17 +70,21 @@ def consumer(
     inbox: Inbox | None = None,
     batch: Batch | None = None,
     types: Sequence[str] = (),
+    ordered_by: str | None = None,
+    shards: int = SHARDS,
 ) -> Callable[[F], F]:
     """Make a function, plain or async, the handler of a queue of that *name*. Returns the function unchanged.
 
     Its first parameter is annotated with a `@message` model, or with a union of them; a second one, if there is one,
-    gets the `Context`. Annotated with a `list` of those, it is a batch handler (see `ackline.consumers.batching`), whose
-    second parameter gets a list of contexts; batch: its size and linger time. Annotated with `bytes`, or a list of them,
-    it gets bodies as they came; types: the message types that it takes, or patterns of them ("order.*", "#").
+    gets the `Context`. Annotated with a `list` of those, it is a batch handler (see `ackline.consumers.batching`),
+    whose second parameter gets a list of contexts; batch: its size and linger time. Annotated with `bytes`, or a list
+    of them, it gets bodies as they came; types: the message types that it takes, or patterns ("order.*", "#").
 
     retry: the policy for what it raises; 5 attempts, from 1 s doubling to 5 min, by default.
     middleware: entered around each try of the handler, the first one outermost, within that of `use`. inbox: an `inbox`
     or a `claim` of `ackline.consumers.inbox`, which keeps a message that is delivered twice from being handled twice.
+    ordered_by: the key of its messages (`@message(…, key="order_id")`); those of one key are handled one at a time and
+    in order, by whichever worker. shards: queues over which the keys are spread, 64 at most; as many workers take part.
 
     The handler's return acks the message. It may raise `RetryLater(delay)`, `Reject(reason)` (to review at once), or
     anything else, which is retried up to the bound and then goes to review. A message can be delivered twice.
@@ -101,6 +108,9 @@ def consumer(
             raise ConfigurationError(f"{name!r} takes a list of messages: middleware and inbox are for one at a time.")
         if batch is not None and not found.is_batch:
             raise ConfigurationError(f"The handler of {name!r} has a batch: annotate its first parameter with a list.")
+        order = order_of(name, ordered_by, shards, found.types)
+        if order is not None and found.is_batch:
+            raise ConfigurationError(f"{name!r} is ordered: it takes one message at a time, not a list of them.")
         _consumers[name] = Consumer(
             name,
             function,
@@ -112,6 +122,7 @@ def consumer(
             inbox=inbox,
             batch=batch or (Batch() if found.is_batch else None),
             takes_bytes=found.takes_bytes,
+            order=order,
         )
         return function
 

@@ -43,10 +43,10 @@ def definitions(wanted: Topology, vhost: str, user: tuple[str, str] | None = Non
             {
                 "source": bound.exchange,
                 "vhost": vhost,
-                "destination": bound.queue,
-                "destination_type": "queue",
+                "destination": bound.destination,
+                "destination_type": "exchange" if bound.to_exchange else "queue",
                 "routing_key": bound.routing_key,
-                "arguments": {},
+                "arguments": bound.arguments,
             }
             for bound in wanted.bindings()
         ],

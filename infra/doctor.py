@@ -28,9 +28,10 @@ from ackline.infra.errors import AcklineError
 from ackline.infra.link import Link, address
 from ackline.infra.management import Management, ManagementRefused, ManagementUnreachable
 from ackline.infra.settings import Settings, settings
-from ackline.infra.topology import ConsumerQueue, Topology, topology
-from ackline.infra.topology_commands import consumer_queues
+from ackline.infra.topology import CONSISTENT_HASH, ConsumerQueue, Topology
+from ackline.infra.topology_commands import consumer_queues, topology_for
 from ackline.infra.topology_diff import diff
+from ackline.infra.wire import SLOT
 
 #: Seconds that a server may take for an answer.
 ANSWER_SECONDS = 5.0
@@ -116,16 +117,17 @@ def _broker_findings(configured: Settings) -> Iterator[Finding]:
         return
     with Management(configured, timeout=ANSWER_SECONDS) as management:
         try:
-            version = str(management.get("overview")["rabbitmq_version"])
+            overview = management.get("overview")
         except ManagementUnreachable as error:
             yield Finding("management", State.FAULT, str(error))
             says = "Not checked: the management API is needed for it."
             yield from (Finding(check, State.SKIPPED, says) for check in ("permissions", "topology", "alarms"))
             return
         yield Finding("management", State.OK, f"The management API answers at {management.url}.")
-        wanted = topology(consumers, broker_version=version)
+        wanted = topology_for(overview, consumers)
         yield from _findings("permissions", lambda: permissions(configured.broker, wanted, management))
         yield from _findings("topology", lambda: declared(wanted, management))
+        yield from _findings("order", lambda: order(wanted, consumers))
         yield from _findings("alarms", lambda: alarms(management))
         yield from _findings("features", lambda: features(management))
 
@@ -241,6 +243,25 @@ def declared(wanted: Topology, management: Management) -> Said:
         yield State.FAULT, f"{difference[0].upper()}{difference[1:]}."
     if not differences:
         yield State.OK, f"{len(wanted.exchanges)} exchanges and {len(wanted.queues)} queues are as declared."
+
+
+def order(wanted: Topology, consumers: Iterable[ConsumerQueue]) -> Said:
+    """Whether the keys of foreign clients can be spread over the shards of the ordered consumers, if there are any."""
+    ordered = [consumer for consumer in consumers if consumer.shards]
+    if not ordered:
+        return
+    if any(exchange.type == CONSISTENT_HASH for exchange in wanted.exchanges):
+        names = ", ".join(consumer.name for consumer in ordered)
+        yield State.OK, f"Ordered consumers: {names}. The broker hashes the keys of messages without a slot."
+        return
+    yield (
+        State.WARNING,
+        (
+            f"The plugin rabbitmq_consistent_hash_exchange is off: messages without the header {SLOT} all go to "
+            f"{ordered[0].queues[0]!r}. To spread them: rabbitmq-plugins enable rabbitmq_consistent_hash_exchange; "
+            f"then, while none of them waits, delete the exchange {ordered[0].foreign!r} and apply the topology again."
+        ),
+    )
 
 
 def alarms(management: Management) -> Said:

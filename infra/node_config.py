@@ -25,7 +25,8 @@ DENIED_FEATURES = (
     "transient_nonexcl_queues",
 )
 
-ENABLED_PLUGINS = "[rabbitmq_management].\n"
+#: Foreign clients' keys of ordered consumers are hashed by the broker, where it has the plugin.
+ENABLED_PLUGINS = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n"
 
 
 def rabbitmq_conf(identity: NodeIdentity, *, definitions: Path | None, extra: Sequence[str] = ()) -> str:

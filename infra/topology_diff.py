@@ -38,9 +38,15 @@ def diff(wanted: Topology, management: Management) -> list[str]:
     exchanges = {found["name"]: found for found in management.get("exchanges/{vhost}")}
     queues = {found["name"]: found for found in management.get("queues/{vhost}?disable_stats=true")}
     bindings = {
-        Binding(found["source"], found["destination"], found["routing_key"])
+        Binding(
+            found["source"],
+            found["destination"],
+            found["routing_key"],
+            tuple(sorted(found["arguments"].items())),
+            found["destination_type"] == "exchange",
+        )
         for found in management.get("bindings/{vhost}")
-        if found["destination_type"] == "queue" and found["source"]
+        if found["source"]
     }
     # By the policies themselves: the API tells no effective definition of exchanges, nor of queues before 4.0.
     policies = {"policy": management.get("policies/{vhost}")}
@@ -48,7 +54,7 @@ def diff(wanted: Topology, management: Management) -> list[str]:
     return [
         *_exchange_differences(wanted, exchanges, policies),
         *_queue_differences(wanted, queues, policies),
-        *_binding_differences(wanted, bindings, set(queues)),
+        *_binding_differences(wanted, bindings, (set(queues), set(exchanges))),
     ]
 
 
@@ -117,19 +123,28 @@ def _shown(arguments: Mapping[str, Any], key: str) -> str:
     return repr(arguments[key]) if key in arguments else "nothing"
 
 
-def _binding_differences(wanted: Topology, live: set[Binding], live_queues: set[str]) -> Iterator[str]:
+def _binding_differences(wanted: Topology, live: set[Binding], live_names: tuple[set[str], set[str]]) -> Iterator[str]:
+    """live_names: of the queues and of the exchanges that there are; the bindings of others are missing with them."""
     declared = set(wanted.bindings())
-    queues = {queue.name for queue in wanted.queues}
+    names = ({queue.name for queue in wanted.queues}, {exchange.name for exchange in wanted.exchanges})
     for missing in sorted(declared - live, key=str):
-        if missing.queue in live_queues:
+        if missing.destination in live_names[missing.to_exchange]:
             yield f"{_binding(missing)} is missing; `ackline topology apply` creates it"
     for extra in sorted(live - declared, key=str):
-        if extra.queue in queues:
+        if extra.destination in names[extra.to_exchange]:
             yield f"{_binding(extra)} is not declared: messages come in by it that no handler here names"
         elif extra.exchange == RETURN:
-            yield f"queue {extra.queue!r} is a consumer's, but no module of ACKLINE_APP has that consumer"
+            owner = "an ordered consumer's" if extra.to_exchange else "a consumer's"
+            yield f"{_destination(extra)} is {owner}, but no module of ACKLINE_APP has that consumer"
 
 
 def _binding(bound: Binding) -> str:
-    key = f" under {bound.routing_key!r}" if bound.routing_key else ""
-    return f"the binding of queue {bound.queue!r} to exchange {bound.exchange!r}{key}"
+    by = [repr(bound.routing_key)] if bound.routing_key else []
+    by += [f"{name}={value}" for name, value in bound.headers]
+    return f"the binding of {_destination(bound)} to exchange {bound.exchange!r}" + (
+        f" under {', '.join(by)}" if by else ""
+    )
+
+
+def _destination(bound: Binding) -> str:
+    return f"{'exchange' if bound.to_exchange else 'queue'} {bound.destination!r}"

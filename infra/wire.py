@@ -14,12 +14,15 @@ A message that fails travels: consumer queue -> retry tier -> `ackline.return` -
 | `ackline-due` | not before this time (UTC milliseconds): a delay longer than the longest tier |
 | `ackline-redrive` | id of the redrive that sent it |
 | `ackline-track` | true: every delivery is accounted for by id |
+| `ackline-key` | the message's key, as text: ordered consumers handle the messages of a key in order |
+| `ackline-slot` | CRC-32 of the key's UTF-8, modulo 64, as an integer: it decides the shard of an ordered consumer |
 | `ackline-original` | table: `exchange`, `routing_key`, and the properties set aside |
 
 **Whom to believe.** Upstream clients may write to `ackline.messages` only. So these headers are read on what came
 through `ackline.return` or to `ackline.dead`, where only Ackline writes, and are somebody's invention on what came from
 anywhere else: ignored, and dropped when the message is published again. But for `ackline-track`, which anybody may ask
-for: it is believed wherever it comes from, on a message that has an id to be found by.
+for: it is believed wherever it comes from, on a message that has an id to be found by. And but for `ackline-key` and
+`ackline-slot`, which are the publisher's: they travel with the message for life.
 
 **What is set aside** when a message is published again: `expiration` (it would vanish from a retry tier before its
 time), `user_id` (another's closes the channel), `reply_to`, and the headers `CC` and `BCC` (the message would go to
@@ -28,10 +31,12 @@ unrelated queues). `x-death` and its kin are removed: brokers before 4.0.1 read 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -50,6 +55,8 @@ TRACEBACK = "ackline-traceback"
 DUE = "ackline-due"
 REDRIVE = "ackline-redrive"
 TRACK = "ackline-track"
+KEY = "ackline-key"
+SLOT = "ackline-slot"
 ORIGINAL = "ackline-original"
 
 #: Bytes of a reason, a traceback and a history at most; all of our headers together stay below 8 KB.
@@ -58,12 +65,18 @@ MAX_REASON, MAX_TRACEBACK, MAX_HISTORY, MAX_ERROR = 1024, 3072, 3072, 400
 #: Control characters, which JSON would write in six bytes each, so that two long errors would not fit into a history.
 _CONTROLS = {code: f"\\x{code:02x}" for code in range(32) if chr(code) not in "\n\r\t"}
 
+#: A key is spread over this many slots, and an ordered consumer's shards share them out: it has so many at most.
+SLOTS = 64
+#: Bytes of a key; of a longer one the SHA-256 goes along.
+MAX_KEY = 200
+
 #: More attempts than any policy allows; what says more lies.
 MAX_ATTEMPT = 1_000_000
 
 _BROKER_HEADERS = (b"x-death", b"x-delivery-count", b"x-acquired-count")
 _BROKER_PREFIXES = (b"x-first-death-", b"x-last-death-")
 _SET_ASIDE_HEADERS = (b"CC", b"BCC")
+_PUBLISHERS_HEADERS = (KEY.encode(), SLOT.encode())
 _SET_ASIDE_PROPERTIES = ("expiration", "user_id", "reply_to")
 
 #: Octets of a header frame besides the properties: frame header (7), class, weight and size (12), frame end (1).
@@ -241,7 +254,20 @@ def _travels(name: bytes) -> bool:
 
 
 def _travels_or_aside(name: bytes) -> bool:
-    return not (name in _BROKER_HEADERS or name.startswith(_BROKER_PREFIXES) or name.startswith(b"ackline-"))
+    if name.startswith(b"ackline-"):
+        return name in _PUBLISHERS_HEADERS
+    return not (name in _BROKER_HEADERS or name.startswith(_BROKER_PREFIXES))
+
+
+def key_headers(key: str) -> dict[str, Any]:
+    """The headers of a message that has this key. Raises UnicodeEncodeError for a lone surrogate.
+
+    A client in any language can write them, so that its messages meet those of the same key from Python.
+    """
+    raw = key.encode()
+    if len(raw) > MAX_KEY:
+        key = hashlib.sha256(raw).hexdigest()
+    return {KEY: key, SLOT: zlib.crc32(raw) % SLOTS}
 
 
 def fits_into_a_frame(properties: Properties, frame_max: int = FRAME_MAX) -> bool:

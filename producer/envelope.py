@@ -14,7 +14,7 @@ from ackline.infra.properties import Properties
 from ackline.infra.settings import settings
 from ackline.infra.wire import TRACK, fits_into_a_frame, now, uuid7
 from ackline.producer.errors import MessageTooLarge
-from ackline.producer.message import contract_of, encode
+from ackline.producer.message import contract_of, encode, key_headers
 from ackline.producer.stamp import Stamp
 from ackline.producer.tracing import trace_headers
 
@@ -55,12 +55,13 @@ def enclose(
     """
     contract = contract_of(instance)
     chosen_id = message_id or uuid7()
+    keyed = key_headers(contract, instance)
     ours: dict[str, Any] = {**trace_headers()}
     if contract.track if track is None else track:
         ours[TRACK] = True
     try:
-        stamp = Stamp(contract.type, app_id or settings().service, track=contract.track)
-        raw = stamp.properties(chosen_id, correlation_id, {**ours, **(headers or {})})
+        stamp = Stamp(contract, app_id or settings().service)
+        raw = stamp.properties(chosen_id, correlation_id, {**ours, **(headers or {}), **keyed})
     except (ValueError, TypeError, struct.error) as error:
         raise MessageTooLarge(f"The message cannot be sent: {error}.", chosen_id) from None
     properties = Properties.from_wire(raw)

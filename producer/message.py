@@ -12,12 +12,15 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
+from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import PydanticSerializationError
 
+from ackline.infra import wire
 from ackline.infra.errors import ConfigurationError
 from ackline.producer.errors import InvalidMessage
 
@@ -36,23 +39,30 @@ class Contract:
     """What `@message` says of a model.
 
     track: whether its messages are accounted for by id, where the publisher is not told otherwise.
+    key: the field whose value is the key of a message; None when they have none.
     """
 
     type: str
     version: str
     track: bool
     model: Model
+    key: str | None = None
 
 
 _contracts: dict[str, type[BaseModel]] = {}
 
 
-def message(type_: str, /, *, version: str | int = "1", track: bool = False) -> Callable[[type[M]], type[M]]:
+def message(
+    type_: str, /, *, version: str | int = "1", track: bool = False, key: str | None = None
+) -> Callable[[type[M]], type[M]]:
     """Make a pydantic model the contract of messages of *type_*, the routing key and the AMQP `type`.
 
     version: of the payload's shape, for documentation (see above): 1 to 32 letters, digits, `.`, `_` or `-`.
     track: whether every delivery of its messages is accounted for by id (`GET /v1/messages/{id}`), by default.
-    Raises `ConfigurationError` when *type_* is no routing key, another model has it already, or the model has another.
+    key: the field that says what a message is about, such as `order_id`: a text, an integer, a UUID or an enum. Ordered
+    consumers handle the messages of a key in the order in which they were published; those whose key is None share one.
+    Raises `ConfigurationError` when *type_* is no routing key, another model has it already, or the model has another,
+    or has no field *key*.
     """
     if not _TYPE.match(type_) or len(type_) > 255 or type_.startswith("ackline."):
         raise ConfigurationError(
@@ -78,7 +88,12 @@ def message(type_: str, /, *, version: str | int = "1", track: bool = False) -> 
                 f"{model.__module__}.{model.__qualname__} is the contract of {mine.type!r} already; make another class "
                 f"for {type_!r}, which may inherit from it."
             )
-        model.__ackline_contract__ = Contract(type_, str(version), track, model)  # type: ignore[attr-defined]
+        if key is not None and key not in model.model_fields:
+            raise ConfigurationError(
+                f"{model.__module__}.{model.__qualname__} has no field {key!r} that could be the key of {type_!r}; "
+                f"it has {', '.join(model.model_fields) or 'none'}."
+            )
+        model.__ackline_contract__ = Contract(type_, str(version), track, model, key)  # type: ignore[attr-defined]
         _contracts[type_] = model
         return model
 
@@ -103,6 +118,28 @@ def type_of(model: type[BaseModel] | BaseModel) -> str:
     Raises `InvalidMessage` when it has no contract.
     """
     return contract_of(model).type
+
+
+def key_headers(contract: Contract, instance: BaseModel) -> dict[str, Any]:
+    """The headers that bring *instance* to the shard of its key; none when it has no key.
+
+    Raises `InvalidMessage` when its key cannot be written so that every client writes it alike.
+    """
+    value = getattr(instance, contract.key) if contract.key is not None else None
+    value = value.value if isinstance(value, Enum) else value
+    if value is None:
+        return {}
+    if not isinstance(value, str | int | UUID) or isinstance(value, bool):
+        raise InvalidMessage(
+            f"The key of {contract.type!r}, its {contract.key}, is a {type(value).__qualname__}; it must be a text, an "
+            "integer, a UUID, or an enum of these."
+        )
+    try:
+        return wire.key_headers(str(value))
+    except UnicodeEncodeError:
+        raise InvalidMessage(
+            f"The key of {contract.type!r}, its {contract.key}, is no text that UTF-8 can hold."
+        ) from None
 
 
 def contracts() -> Mapping[str, type[BaseModel]]:

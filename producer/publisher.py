@@ -233,6 +233,8 @@ class Publisher:
         receipt = Receipt(message_id or uuid7(), stamp.type)
         if stamp.track if track is None else track:
             headers = {**(headers or {}), TRACK: True}
+        if stamp.key is not None:
+            headers = {**(headers or {}), **stamp.key_headers(instance)}
         trace = trace_headers()
         if trace and not (headers and "traceparent" in headers):
             headers = {**(headers or {}), **trace}

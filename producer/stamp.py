@@ -13,7 +13,7 @@ from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT
 from ackline.infra.table import Table
 from ackline.infra.wire import TRACK
-from ackline.producer.message import contract_of
+from ackline.producer.message import Contract, contract_of, key_headers
 
 #: Bits of the property flags (AMQP 0-9-1, class `basic`); the values follow in this order.
 _CONTENT_TYPE, _HEADERS, _DELIVERY_MODE, _CORRELATION_ID = 1 << 15, 1 << 13, 1 << 12, 1 << 10
@@ -27,19 +27,24 @@ _ALWAYS = _CONTENT_TYPE | _DELIVERY_MODE | _MESSAGE_ID | _TIMESTAMP | _TYPE | _A
 class Stamp:
     """What all messages of one type share, encoded once. Thread-safe."""
 
-    def __init__(self, type_: str, app_id: str, *, track: bool) -> None:
-        """track: whether its messages are tracked, where the publisher is not told otherwise.
-
-        Raises ValueError when *app_id* is longer than the 255 bytes of AMQP.
-        """
-        self.type = type_
-        self.track = track
+    def __init__(self, contract: Contract, app_id: str) -> None:
+        """app_id: the service that publishes. Raises ValueError when it is longer than the 255 bytes of AMQP."""
+        self.contract = contract
+        self.type = type_ = contract.type
+        #: Whether its messages are tracked, where the publisher is not told otherwise.
+        self.track = contract.track
+        #: The field that has a message's key; None when they have none.
+        self.key = contract.key
         #: The payload of its `basic.publish`.
         self.method = publish_method(MESSAGES, type_)
         self._content_type = _text("content_type", "application/json")
         self._delivery_mode = bytes((PERSISTENT,))
         self._head = _ALWAYS.to_bytes(2) + self._content_type + self._delivery_mode
         self._tail = _text("type", type_) + _text("app_id", app_id)
+
+    def key_headers(self, instance: BaseModel) -> dict[str, Any]:
+        """The headers that bring *instance* to the shard of its key. Raises `InvalidMessage`."""
+        return key_headers(self.contract, instance)
 
     def properties(
         self, message_id: str, correlation_id: str | None = None, headers: Mapping[str, Any] | None = None
@@ -78,7 +83,7 @@ class Stamps:
 
     def _make(self, instance: BaseModel) -> Stamp:
         contract = contract_of(instance)
-        stamp = self._made[instance.__class__] = Stamp(contract.type, self._app_id, track=contract.track)
+        stamp = self._made[instance.__class__] = Stamp(contract, self._app_id)
         return stamp
 
 

@@ -27,7 +27,7 @@ from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.settings import Settings
 from ackline.infra.wire import TRACK, fits_into_a_frame, uuid7
 from ackline.producer.errors import InvalidMessage, MessageTooLarge, PublisherClosed, PublishError, PublishTimeout
-from ackline.producer.message import contract_of, contracts, encode, unknown
+from ackline.producer.message import contract_of, contracts, encode, key_headers, unknown
 from ackline.producer.publisher import MAX_IN_FLIGHT, TIMEOUT, Publisher, Receipt
 
 M = TypeVar("M", bound=BaseModel)
@@ -264,7 +264,7 @@ class FakePublisher(Publisher):
     ) -> Published:
         contract = contract_of(instance)
         tracked = contract.track if track is None else track
-        given = {**(headers or {}), **({TRACK: True} if tracked else {})}
+        given = {**(headers or {}), **({TRACK: True} if tracked else {}), **key_headers(contract, instance)}
         chosen_id = message_id or uuid7()
         try:
             properties = Properties(

@@ -132,6 +132,7 @@ def entry_of(
     if is_tracked(stamp, options):
         headers[TRACK] = True
     try:
+        headers |= stamp.key_headers(message)
         properties = stamp.properties(message_id, travelling.get("correlation_id"), headers)
         return Entry(message_id, stamp.type, Properties.from_wire(properties), encode(message), options.due_at)
     except InvalidMessage as error:

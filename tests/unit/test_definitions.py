@@ -18,7 +18,7 @@ def test_they_hold_every_exchange_queue_and_binding_of_the_topology_for_one_vhos
     assert [e["name"] for e in found["exchanges"]] == [exchange.name for exchange in WANTED.exchanges]
     assert [q["name"] for q in found["queues"]] == [queue.name for queue in WANTED.queues]
     assert [(b["source"], b["destination"], b["routing_key"]) for b in found["bindings"]] == [
-        (bound.exchange, bound.queue, bound.routing_key) for bound in WANTED.bindings()
+        (bound.exchange, bound.destination, bound.routing_key) for bound in WANTED.bindings()
     ]
     for thing in (*found["exchanges"], *found["queues"], *found["bindings"]):
         assert thing["vhost"] == "orders"

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
+import zlib
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from enum import Enum
 from typing import Any
+from uuid import UUID
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, SecretStr
 
+from ackline.infra import wire
 from ackline.infra.errors import ConfigurationError
 from ackline.producer import InvalidMessage, contracts, message
 from ackline.producer import message as message_decorator
-from ackline.producer.message import Contract, _contracts, contract_of, encode, type_of, unknown
+from ackline.producer.message import Contract, _contracts, contract_of, encode, key_headers, type_of, unknown
 
 
 @pytest.fixture(autouse=True)
@@ -201,3 +207,67 @@ def test_numbers_that_json_does_not_know_become_null_as_pydantic_says() -> None:
         value: float
 
     assert json.loads(encode(Measured(value=math.inf))) == {"value": None}
+
+
+class Colour(Enum):
+    RED = "red"
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [("A-1", "A-1"), (17, "17"), (UUID(int=1), str(UUID(int=1))), (Colour.RED, "red"), ("", ""), ("größe", "größe")],
+)
+def test_a_key_is_the_text_of_its_field_and_decides_the_slot(value: Any, key: str) -> None:
+    @message("test.keyed", key="about")
+    class Keyed(BaseModel):
+        about: Any
+
+    headers = key_headers(contract_of(Keyed), Keyed(about=value))
+    assert headers == {"ackline-key": key, "ackline-slot": zlib.crc32(key.encode()) % 64}
+
+
+def test_a_long_key_travels_as_its_digest_and_keeps_the_slot_of_the_whole() -> None:
+    long = "x" * 201
+    assert wire.key_headers(long) == {
+        "ackline-key": hashlib.sha256(long.encode()).hexdigest(),
+        "ackline-slot": zlib.crc32(long.encode()) % 64,
+    }
+    assert wire.key_headers("x" * 200)["ackline-key"] == "x" * 200
+
+
+def test_a_message_without_a_key_has_no_headers_of_one() -> None:
+    @message("test.keyed", key="about")
+    class Keyed(BaseModel):
+        about: str | None = None
+
+    @message("test.keyless")
+    class Keyless(BaseModel):
+        about: str | None = None
+
+    assert key_headers(contract_of(Keyed), Keyed()) == key_headers(contract_of(Keyless), Keyless(about="A-1")) == {}
+
+
+@pytest.mark.parametrize("value", [1.5, True, b"A-1", ["A-1"], SecretStr("A-1"), "\ud800"])
+def test_a_key_that_clients_would_write_in_several_ways_is_refused_in_a_sentence(value: Any) -> None:
+    @message("test.keyed", key="about")
+    class Keyed(BaseModel):
+        about: Any
+
+    with pytest.raises(InvalidMessage, match=r"The key of 'test\.keyed', its about, is "):
+        key_headers(contract_of(Keyed), Keyed(about=value))
+
+
+def test_a_key_that_is_no_field_is_refused_in_a_sentence() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"has no field 'order' that could be the key of 'test\.keyed'; it has"
+    ):
+
+        @message("test.keyed", key="order")
+        class Keyed(BaseModel):
+            order_id: str
+
+
+def test_keys_are_spread_evenly_over_the_slots() -> None:
+    slots = Counter(wire.key_headers(f"A-{number}")["ackline-slot"] for number in range(6400))
+    assert len(slots) == 64
+    assert max(slots.values()) < 200

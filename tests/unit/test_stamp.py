@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from ackline.infra.properties import PERSISTENT, Properties
+from ackline.producer.message import Contract
 from ackline.producer.stamp import Stamp
 
 
@@ -15,7 +17,8 @@ from ackline.producer.stamp import Stamp
 def test_properties_are_written_as_the_wire_format_has_them(
     correlation_id: str | None, headers: dict[str, Any] | None
 ) -> None:
-    raw = Stamp("order.placed", "shop", track=False).properties("m-1", correlation_id, headers)
+    contract = Contract("order.placed", "1", track=False, model=BaseModel)
+    raw = Stamp(contract, "shop").properties("m-1", correlation_id, headers)
     found = Properties.from_wire(raw)
     again = Properties(
         content_type="application/json",

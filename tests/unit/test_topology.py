@@ -9,9 +9,11 @@ import pytest
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.names import RETRY_TIERS
 from ackline.infra.topology import Binding, ConsumerQueue, Topology, check_consumer_name, topology
+from ackline.infra.wire import SLOT
 
 BILLING = ConsumerQueue("billing", ("order.placed", "order.changed"))
 MAIL = ConsumerQueue("mail", ("order.placed",))
+ORDERED = ConsumerQueue("billing", ("order.placed",), shards=3)
 
 
 def arguments(wanted: Topology) -> dict[str, dict[str, Any]]:
@@ -142,3 +144,41 @@ def test_a_name_that_a_queue_should_not_have_is_refused_in_a_sentence(wrong: str
 @pytest.mark.parametrize("right", ["billing", "order billing", "größe", "x" * 200, "a.b-c_d"])
 def test_a_name_that_people_can_read_is_accepted(right: str) -> None:
     assert check_consumer_name(right) == right
+
+
+def test_an_ordered_consumer_has_a_queue_for_each_shard_that_one_worker_takes_at_a_time() -> None:
+    wanted = arguments(topology([ORDERED]))
+    plain = arguments(topology([BILLING]))["billing"]
+    assert [name for name in wanted if not name.startswith("ackline.")] == ["billing.1", "billing.2", "billing.3"]
+    assert all(wanted[name] == plain | {"x-single-active-consumer": True} for name in ORDERED.queues)
+
+
+def test_each_slot_leads_to_exactly_one_shard_and_the_shards_share_them_evenly() -> None:
+    by_slot = [bound for bound in topology([ORDERED]).bindings() if bound.exchange == "billing"]
+    assert sorted(bound.arguments[SLOT] for bound in by_slot) == list(range(64))
+    assert all(bound.arguments["x-match"] == "all" for bound in by_slot)
+    shares = [sum(bound.destination == queue for bound in by_slot) for queue in ORDERED.queues]
+    assert shares == [22, 21, 21]
+
+
+def test_what_has_no_slot_is_hashed_by_the_broker_or_goes_to_one_shard() -> None:
+    def foreign(wanted: Topology) -> tuple[str, list[str]]:
+        return kinds(wanted)["billing.foreign-3"], [
+            bound.destination for bound in wanted.bindings() if bound.exchange == "billing.foreign-3"
+        ]
+
+    assert foreign(topology([ORDERED])) == ("x-consistent-hash", ["billing.1", "billing.2", "billing.3"])
+    for unhashed in (None, ["billing"]):
+        assert foreign(topology([ORDERED], unhashed=unhashed)) == ("fanout", ["billing.1"])
+
+
+def test_the_ways_into_an_ordered_consumer_lead_to_its_exchange() -> None:
+    assert set(topology([ORDERED]).links) == {
+        Binding("ackline.return", "billing", "billing", to_exchange=True),
+        Binding("ackline.messages", "billing", "order.placed", to_exchange=True),
+    }
+
+
+def test_two_consumers_with_one_queue_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"'billing' and 'billing\.2' would both have a queue 'billing\.2'"):
+        topology([ORDERED, ConsumerQueue("billing.2", ("order.placed",))])

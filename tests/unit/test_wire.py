@@ -184,6 +184,12 @@ def test_a_value_set_aside_on_the_way_is_not_kept_twice() -> None:
     assert sorted(names) == [b"CC", b"reply_to"]
 
 
+def test_a_key_and_its_slot_are_the_publishers_and_travel_for_life() -> None:
+    sent = republished(Properties(message_id="m-1", headers=wire.key_headers("A-1")), failed(1))
+    again = wire.stripped(republished(sent, returned(sent)))
+    assert again.headers.decoded() == wire.key_headers("A-1")
+
+
 def test_everything_else_is_sent_on_as_it_came() -> None:
     odd = entry(b"when", b"T" + struct.pack(">Q", 10**13)) + nested(3_000)
     properties = Properties(
