@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from typing import Any
 
 import pika
 import pytest
@@ -12,7 +13,6 @@ from pika.exceptions import AMQPConnectionError
 from ackline.infra.topology import ConsumerQueue, declare
 from tests.amqp import Client
 from tests.broker import Vhost
-from tests.waiting import until
 
 
 def _hold(url: str) -> tuple[pika.BlockingConnection, int | None]:
@@ -21,11 +21,12 @@ def _hold(url: str) -> tuple[pika.BlockingConnection, int | None]:
     channel = connection.channel()
     found: list[pika.BasicProperties] = []
     channel.basic_consume("billing", lambda _channel, _method, properties, _body: found.append(properties))
-    until(lambda: connection.process_data_events(time_limit=0.1) or found, what="the message")
+    while not found:
+        connection.process_data_events(time_limit=None)
     return connection, (found[0].headers or {}).get("x-delivery-count")
 
 
-def _die(connection: pika.BlockingConnection) -> None:
+def _die(connection: Any) -> None:
     """End as a killed process does: the kernel closes the socket."""
     connection._impl._transport._sock.shutdown(socket.SHUT_RDWR)
     with pytest.raises(AMQPConnectionError):
