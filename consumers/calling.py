@@ -14,25 +14,30 @@ from ackline.consumers.consumer import Consumer
 from ackline.consumers.context import Context
 from ackline.consumers.middleware import Middleware, around, check_is_sync
 
-#: Takes the message and its context. Returns what the handler returns; an async handler's awaitable.
+#: Takes the message and its context, or lists of them. Returns what the handler returns; an async one's awaitable.
 Call: TypeAlias = Callable[[Any, Any], Any]
 
 
 def compose(consumer: Consumer) -> Call:
-    """The handler of *consumer* within its inbox, within its middleware. Raises what any of them raises.
+    """The handler of *consumer* within its inbox, within its middleware, which a batch handler has none of.
 
     Raises `ConfigurationError` when a middleware is async and the handler is not.
     """
     call = _handler(consumer)
     if consumer.inbox is not None:
-        call = consumer.inbox.around(call, is_async=consumer.is_async)
-    for middleware in reversed(around(consumer.middleware)):
+        call = consumer.inbox.around(call, is_async=consumer.is_async, is_batch=consumer.batch is not None)
+    for middleware in reversed(surrounding(consumer)):
         if consumer.is_async:
             call = _within_async(middleware, call)
         else:
             check_is_sync(middleware, consumer.name)
             call = _within(middleware, call)
     return call
+
+
+def surrounding(consumer: Consumer) -> tuple[Middleware, ...]:
+    """The middleware of *consumer*, outermost first. It is about one message, so a batch has none."""
+    return () if consumer.batch is not None else around(consumer.middleware)
 
 
 def _handler(consumer: Consumer) -> Call:

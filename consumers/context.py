@@ -16,7 +16,7 @@ from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.table import text
 from ackline.infra.wire import uuid7
-from ackline.producer.message import encode, type_of
+from ackline.producer.message import contract_of, encode, key_headers
 
 log = logging.getLogger("ackline.handler")
 
@@ -29,7 +29,7 @@ class Context:
 
     __slots__ = (
         *("_enlisted", "_properties", "_session", "_stopping", "_tell"),
-        *("attempt", "consumer", "id", "raw", "type"),
+        *("attempt", "consumer", "id", "on_confirmed", "raw", "type"),
     )
 
     def __init__(
@@ -58,6 +58,8 @@ class Context:
         self._properties = properties
         self._stopping = stopping
         self._tell = tell
+        #: Called, on whichever thread learns it, when the broker has confirmed all that was enlisted.
+        self.on_confirmed: Callable[[], None] | None = None
         self._session: Any = None
         self._enlisted: list[tuple[str, Properties, bytes]] | None = None
 
@@ -129,7 +131,7 @@ class Context:
         when the handler raises.
         Raises `InvalidMessage` for what is no message.
         """
-        type_ = type_of(instance)
+        contract = contract_of(instance)
         if self._enlisted is None:
             self._enlisted = []
         # Derived from nothing, the ids of all messages without one would be the same, and pass for repetitions.
@@ -138,12 +140,13 @@ class Context:
             content_type=b"application/json",
             delivery_mode=PERSISTENT,
             message_id=id_,
-            type=type_,
+            type=contract.type,
             app_id=self.consumer.encode()[:255],
             correlation_id=self._properties.correlation_id,
             timestamp=self._properties.timestamp,
+            headers=key_headers(contract, instance),
         )
-        self._enlisted.append((type_, properties, encode(instance)))
+        self._enlisted.append((contract.type, properties, encode(instance)))
         return id_
 
     @property
@@ -158,6 +161,10 @@ class Context:
     def forget_enlisted(self) -> None:
         """Drop what `publish` collected: the handler is run again."""
         self._enlisted = None
+
+    def enlist_again(self, messages: list[tuple[str, Properties, bytes]]) -> None:
+        """Have sent what an earlier delivery of this message enlisted, as (type, properties, body)."""
+        self._enlisted = messages
 
 
 class _DeliveryLogger(logging.LoggerAdapter[logging.Logger]):
