@@ -19,7 +19,6 @@ def upgrade() -> None:
         sa.Column("changed_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("unconfirmed", sa.JSON()),
         sa.Column("keep_until", sa.DateTime(timezone=True), nullable=False),
-        sa.CheckConstraint("(handled_at IS NULL) = (claimed_until IS NOT NULL)", name=op.f("ck_ackline_inbox_claimed")),
         sa.PrimaryKeyConstraint("consumer", "message_id", name=op.f("pk_ackline_inbox")),
     )
     op.create_index(op.f("ix_ackline_inbox_keep_until"), "ackline_inbox", ["keep_until"], unique=False)
