@@ -1,15 +1,21 @@
 """What handles messages: `@consumer`, the retry decision, the worker."""
 
+from ackline.consumers.batch import Batch
+from ackline.consumers.breaker import Breaker
 from ackline.consumers.consumer import consumer, registered
 from ackline.consumers.context import Context
 from ackline.consumers.decision import Ack, AlreadyHandled, Failure, Park, Reject, Retry, RetryLater, decide
+from ackline.consumers.middleware import Middleware, use
 from ackline.consumers.retry import RetryPolicy, exponential, fixed, schedule
 
 __all__ = [
     "Ack",
     "AlreadyHandled",
+    "Batch",
+    "Breaker",
     "Context",
     "Failure",
+    "Middleware",
     "Park",
     "Reject",
     "Retry",
@@ -21,4 +27,5 @@ __all__ = [
     "fixed",
     "registered",
     "schedule",
+    "use",
 ]

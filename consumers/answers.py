@@ -21,8 +21,13 @@ class Answers:
         self._watching = False
 
     def delivered(self, tag: int) -> None:
-        """A delivery came."""
+        """Deliveries came, the last of them with this tag."""
         self._window.delivered(tag)
+
+    @property
+    def unsettled(self) -> int:
+        """Deliveries without an answer."""
+        return self._window.unsettled
 
     def ack(self, tag: int) -> None:
         """A delivery is done with. Goes out with `send`."""

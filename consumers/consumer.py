@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from pydantic import BaseModel
 
 from ackline.consumers.batch import Batch
+from ackline.consumers.breaker import Breaker
 from ackline.consumers.context import Context
 from ackline.consumers.middleware import Middleware
 from ackline.consumers.ordered import SHARDS, Order, order_of
+from ackline.consumers.rate import per_second
 from ackline.consumers.retry import RetryPolicy, exponential
 from ackline.infra.app import load_app
 from ackline.infra.errors import ConfigurationError
@@ -51,6 +53,10 @@ class Consumer:
     takes_bytes: bool = False
     #: Of a consumer that handles the messages of a key one at a time.
     order: Order | None = None
+    #: When it stops taking messages.
+    breaker: Breaker | None = None
+    #: Messages a second that it begins at most.
+    rate: float | None = None
 
     @property
     def queue(self) -> ConsumerQueue:
@@ -72,6 +78,8 @@ def consumer(
     types: Sequence[str] = (),
     ordered_by: str | None = None,
     shards: int = SHARDS,
+    breaker: Breaker | None = None,
+    rate: str | None = None,
 ) -> Callable[[F], F]:
     """Make a function, plain or async, the handler of a queue of that *name*. Returns the function unchanged.
 
@@ -85,6 +93,8 @@ def consumer(
     or a `claim` of `ackline.consumers.inbox`, which keeps a message that is delivered twice from being handled twice.
     ordered_by: the key of its messages (`@message(…, key="order_id")`); those of one key are handled one at a time and
     in order, by whichever worker. shards: queues over which the keys are spread, 64 at most; as many workers take part.
+    breaker: when it stops taking messages, because what its handler needs is down. rate: messages that are begun at
+    most ("100/s", "10/m", "1000/h"), one second's worth at once, over the processes of one `ackline worker`.
 
     The handler's return acks the message. It may raise `RetryLater(delay)`, `Reject(reason)` (to review at once), or
     anything else, which is retried up to the bound and then goes to review. A message can be delivered twice.
@@ -123,6 +133,8 @@ def consumer(
             batch=batch or (Batch() if found.is_batch else None),
             takes_bytes=found.takes_bytes,
             order=order,
+            breaker=breaker,
+            rate=None if rate is None else per_second(rate),
         )
         return function
 

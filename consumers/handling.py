@@ -6,7 +6,7 @@ Nothing here touches the broker: the worker acts on the `Settlement`.
 
 | event | when | beside the delivery, the attempt, the time and the worker |
 | --- | --- | --- |
-| `started` | a handler goes on for longer than most (see `running`) | `error`: of the attempt before |
+| `started` | a handler goes on for longer than most (see `ackline.consumers.runner`) | `error`: of the attempt before |
 | `retried` | it failed, and waits in a retry tier | `error`, `due`: not before then |
 | `handled` | it succeeded, and all that it published is confirmed; of redriven messages as well | |
 | `dead` | it goes to review | `error`: why |
@@ -14,24 +14,25 @@ Nothing here touches the broker: the worker acts on the `Settlement`.
 
 from __future__ import annotations
 
-import json
 import logging
+import random
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, NamedTuple
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
+from pydantic_core import to_json
 
 from ackline.consumers.consumer import Consumer
 from ackline.consumers.context import Context
-from ackline.consumers.decision import Ack, Failure, InvalidBody, Retry, decide
+from ackline.consumers.decision import Ack, Failure, InvalidBody, Park, Retry, decide
+from ackline.consumers.delivery import Delivery
 from ackline.infra import wire
-from ackline.infra.names import DEAD, OUTCOMES, RETRY_TIERS, retry_tier
-from ackline.infra.properties import PERSISTENT, Properties
+from ackline.infra.names import DEAD, RETRY_TIERS, RETURN, retry_tier
+from ackline.infra.properties import Properties
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +40,6 @@ log = logging.getLogger(__name__)
 _EARLY = 0.5
 #: Wrong fields that a reason names at most.
 _MAX_FAULTS = 3
-#: Of every report: it needs no id of its own, and two of them go out for most tracked messages.
-_REPORT_PROPERTIES = Properties(content_type=b"application/json", delivery_mode=PERSISTENT)
-
-
-class Delivery(NamedTuple):
-    """A message as the broker delivered it."""
-
-    exchange: str
-    routing_key: str
-    properties: Properties
-    body: bytes
 
 
 class Outgoing(NamedTuple):
@@ -61,6 +51,13 @@ class Outgoing(NamedTuple):
     body: bytes
 
 
+class Report(NamedTuple):
+    """What the reviewer is to know: the routing key on `ackline.outcomes`, and the event as JSON."""
+
+    routing_key: str
+    event: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Settlement:
     """What becomes of a delivery: send all of *outgoing*, then *report*, then ack the original; or reject it, when
@@ -70,45 +67,109 @@ class Settlement:
     """
 
     outgoing: tuple[Outgoing, ...] = ()
-    report: Outgoing | None = None
+    report: Report | None = None
     reject: bool = False
     fallback: Callable[[BaseException], Settlement] | None = None
 
 
-Call = Callable[[Consumer, BaseModel, Context], Any]
-#: Watches a handler that runs inside it, and sends the report that it began when it goes on for long.
-Running = Callable[[Callable[[], Outgoing]], AbstractContextManager[None]]
+#: Nothing follows but the ack: what most deliveries come to.
+HANDLED = Settlement()
 
 
-def handle(consumer: Consumer, delivery: Delivery, *, worker: str, call: Call, running: Running) -> Settlement:
-    """Run the handler of *consumer* on a delivery and return what follows from it. Never raises.
+class Way(NamedTuple):
+    """One consumer, as a worker runs it.
 
-    worker: `host:pid` for the history. call: runs the handler, and raises what it raises. running: entered around the
-    handler of a tracked message.
+    worker: `host:pid` for the history. call: takes the message and its context, and raises what the handler raises; see
+    `ackline.consumers.calling`. wants_context: whether anybody looks at the context; it is None otherwise.
     """
-    trail = replace(wire.trail(delivery.properties, delivery.exchange, delivery.routing_key), consumer=consumer.name)
-    if trail.due is not None:
-        left = (trail.due - wire.now()).total_seconds()
-        if left > _EARLY:
-            return _settle_by_publishing(delivery, trail, retry_tier(left)[0], consumer.name)
-        trail = replace(trail, due=None)
-    context: Context | None = None
-    failure: Failure | None = None
+
+    consumer: Consumer
+    worker: str
+    call: Callable[[Any, Any], Any]
+    wants_context: bool
+
+
+def handle(way: Way, delivery: Delivery) -> Settlement:
+    """Run the handler on a delivery, and return what follows from it. Never raises."""
+    trail = trail_of(way, delivery)
+    if trail is not None and trail.due is not None and (early := park_until_due(way, delivery, trail, trail.due)):
+        return early
+    context = error = None
     try:
-        message, context = _read(consumer, delivery, trail)
-        if trail.track:
-            with running(partial(_started, delivery, trail, worker, wire.now())):
-                call(consumer, message, context)
-        else:
-            call(consumer, message, context)
-    except BaseException as error:  # a handler may raise SystemExit, too; none may end the worker
-        failure = Failure(_nameable(error), trail.attempt)
-    decision = decide(failure, consumer.retry)
+        message, context = read(way, delivery, trail)
+        way.call(message, context)
+    except BaseException as raised:  # a handler may raise SystemExit, too; none may end the worker
+        error = raised
+    return settle(way, delivery, trail, context, error)
+
+
+async def ahandle(way: Way, delivery: Delivery) -> Settlement:
+    """`handle` for a handler that is a coroutine function."""
+    trail = trail_of(way, delivery)
+    if trail is not None and trail.due is not None and (early := park_until_due(way, delivery, trail, trail.due)):
+        return early
+    context = error = None
+    try:
+        message, context = read(way, delivery, trail)
+        await way.call(message, context)
+    except BaseException as raised:
+        error = raised
+    return settle(way, delivery, trail, context, error)
+
+
+def started(way: Way, delivery: Delivery, since: datetime) -> Report | None:
+    """The report that a handler has run *since* then; None when nobody asks for this message."""
+    trail = trail_of(way, delivery)
+    if trail is None or not trail.track:
+        return None
+    return _report("started", way, delivery, trail, at=since, error=_last_error(trail))
+
+
+def trail_of(way: Way, delivery: Delivery) -> wire.Trail | None:
+    """What the delivery remembers of its way; None when that is nothing, as for most."""
+    if delivery.exchange != RETURN and not delivery.properties.has_headers:
+        return None
+    found = wire.trail(delivery.properties, delivery.exchange, delivery.routing_key)
+    return replace(found, consumer=way.consumer.name)
+
+
+def park_until_due(way: Way, delivery: Delivery, trail: wire.Trail, due: datetime) -> Settlement | None:
+    """Back through a retry tier, when it is not due yet."""
+    left = (due - wire.now()).total_seconds()
+    return park(way, delivery, trail, left) if left > _EARLY else None
+
+
+def _failing_for(trail: wire.Trail) -> float:
+    """Seconds since the first failure, by the clocks of those who noted it and who asks."""
+    try:
+        first = datetime.fromisoformat(trail.first_failed_at or "")
+        return max((wire.now() - first).total_seconds(), 0.0)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+
+
+def park(way: Way, delivery: Delivery, trail: wire.Trail, delay: float) -> Settlement:
+    """Back through a retry tier, without an attempt."""
+    return _settle_by_publishing(delivery, trail, retry_tier(delay)[0], way.consumer.name)
+
+
+def settle(
+    way: Way, delivery: Delivery, trail: wire.Trail | None, context: Context | None, error: BaseException | None
+) -> Settlement:
+    """What follows from a try that ended with *error*, or well."""
+    if error is None and trail is None and (context is None or not context.has_enlisted):
+        return HANDLED
+    consumer = way.consumer
+    if trail is None:
+        trail = wire.Trail(consumer=consumer.name, exchange=delivery.exchange, routing_key=delivery.routing_key)
+    failure = None if error is None else Failure(_nameable(error), trail.attempt, _failing_for(trail))
+    decision = decide(failure, consumer.retry, random.random())  # noqa: S311
     if isinstance(decision, Ack):
-        assert context is not None  # noqa: S101
-        return _succeeded(delivery, trail, context, worker)
+        return _succeeded(way, delivery, trail, context)
+    if isinstance(decision, Park):
+        return park(way, delivery, trail, decision.delay)
     assert failure is not None  # noqa: S101
-    trail = trail.failed(wire.attempt_of(trail.attempt, worker, failure.error))
+    trail = replace(trail.failed(wire.attempt_of(trail.attempt, way.worker, failure.error)), due=None)
     what = f"{wire.message_type(delivery.properties, trail.routing_key)} {wire.message_id(delivery.properties)}"
     if isinstance(decision, Retry):
         tier, waits = retry_tier(decision.delay)
@@ -116,13 +177,12 @@ def handle(consumer: Consumer, delivery: Delivery, *, worker: str, call: Call, r
         due = wire.due_in(decision.delay) if decision.delay > RETRY_TIERS[-1][1] else None
         report = None
         if trail.track:
-            report = _report(
-                "retried", delivery, trail, worker, error=_last_error(trail), due=due or wire.due_in(waits)
-            )
+            shown_due = due or wire.due_in(waits)
+            report = _report("retried", way, delivery, trail, error=_last_error(trail), due=shown_due)
         trail = replace(trail, attempt=trail.attempt + 1, due=due)
         return _settle_by_publishing(delivery, trail, tier, consumer.name, report=report)
     log.error("%s: %s goes to review: %s", consumer.name, what, decision.reason)
-    return _dead(delivery, trail, decision.reason, failure.error, worker)
+    return _dead(way, delivery, trail, decision.reason, failure.error)
 
 
 def _nameable(error: BaseException) -> BaseException:
@@ -135,21 +195,27 @@ def _nameable(error: BaseException) -> BaseException:
     return error
 
 
-def _read(consumer: Consumer, delivery: Delivery, trail: wire.Trail) -> tuple[BaseModel, Context]:
-    """The message and its context. Raises `InvalidBody` with a reason for a person."""
-    type_ = wire.message_type(delivery.properties, trail.routing_key)
-    model = consumer.types.get(type_)
-    if model is None:
-        raise InvalidBody(_foreign_type(consumer, type_, trail.routing_key))
-    try:
-        message = model.model_validate_json(delivery.body)
-    except ValidationError as error:
-        raise InvalidBody(_faults(type_, error)) from None
+def read(way: Way, delivery: Delivery, trail: wire.Trail | None) -> tuple[Any, Context | None]:
+    """What the handler gets, and its context if anybody wants one. Raises `InvalidBody` with a reason for a person."""
+    consumer = way.consumer
+    routing_key = delivery.routing_key if trail is None else trail.routing_key
+    type_ = wire.message_type(delivery.properties, routing_key)
+    message: Any = delivery.body
+    if not consumer.takes_bytes:
+        model = consumer.types.get(type_)
+        if model is None:
+            raise InvalidBody(_foreign_type(consumer, type_, routing_key))
+        try:
+            message = model.__pydantic_validator__.validate_json(message)
+        except ValidationError as error:
+            raise InvalidBody(_faults(type_, error)) from None
+    if not way.wants_context:
+        return message, None
     return message, Context(
         consumer=consumer.name,
         message_id=wire.message_id(delivery.properties),
         message_type=type_,
-        attempt=trail.attempt,
+        attempt=1 if trail is None else trail.attempt,
         properties=delivery.properties,
     )
 
@@ -171,28 +237,30 @@ def _faults(type_: str, error: ValidationError) -> str:
     return f"the body is no {type_}: {named}{more}"
 
 
-def _succeeded(delivery: Delivery, trail: wire.Trail, context: Context, worker: str) -> Settlement:
-    enlisted = tuple(Outgoing(*message) for message in context.enlisted())
-    report = _report("handled", delivery, trail, worker) if trail.track or trail.redrive is not None else None
+def _succeeded(way: Way, delivery: Delivery, trail: wire.Trail, context: Context | None) -> Settlement:
+    enlisted = tuple(Outgoing(*message) for message in context.enlisted()) if context is not None else ()
+    report = _report("handled", way, delivery, trail) if trail.track or trail.redrive is not None else None
+    if not enlisted:
+        return Settlement(report=report) if report is not None else HANDLED
+    return Settlement(enlisted, report, fallback=partial(_cannot_be_sent, way, delivery, trail))
 
-    def cannot_be_sent(error: BaseException) -> Settlement:
-        failed = trail.failed(wire.attempt_of(trail.attempt, worker, error))
-        reason = f"the handler succeeded, but a message that it published cannot be sent: {error}"
-        return _dead(delivery, failed, reason, error, worker)
 
-    return Settlement(enlisted, report, fallback=cannot_be_sent if enlisted else None)
+def _cannot_be_sent(way: Way, delivery: Delivery, trail: wire.Trail, error: BaseException) -> Settlement:
+    failed = trail.failed(wire.attempt_of(trail.attempt, way.worker, error))
+    reason = f"the handler succeeded, but a message that it published cannot be sent: {error}"
+    return _dead(way, delivery, failed, reason, error)
 
 
 def _report(
     event: str,
+    way: Way,
     delivery: Delivery,
     trail: wire.Trail,
-    worker: str,
     *,
     at: datetime | None = None,
     error: str | None = None,
     due: datetime | None = None,
-) -> Outgoing:
+) -> Report:
     told: dict[str, Any] = {
         "event": event,
         "message_id": wire.message_id(delivery.properties),
@@ -200,7 +268,7 @@ def _report(
         "type": wire.message_type(delivery.properties, trail.routing_key),
         "attempt": trail.attempt,
         "at": (at or wire.now()).isoformat(),
-        "worker": worker,
+        "worker": way.worker,
     }
     if trail.redrive is not None:
         told["redrive"] = trail.redrive
@@ -208,24 +276,20 @@ def _report(
         told["error"] = error
     if due is not None:
         told["due"] = due.isoformat()
-    return Outgoing(OUTCOMES, f"{event}.{trail.consumer}", _REPORT_PROPERTIES, json.dumps(told).encode())
-
-
-def _started(delivery: Delivery, trail: wire.Trail, worker: str, at: datetime) -> Outgoing:
-    return _report("started", delivery, trail, worker, at=at, error=_last_error(trail))
+    return Report(f"{event}.{trail.consumer}", to_json(told))
 
 
 def _last_error(trail: wire.Trail) -> str | None:
     return f"{trail.history[-1].error}: {trail.history[-1].message}" if trail.history else None
 
 
-def _dead(delivery: Delivery, trail: wire.Trail, reason: str, error: BaseException, worker: str) -> Settlement:
+def _dead(way: Way, delivery: Delivery, trail: wire.Trail, reason: str, error: BaseException) -> Settlement:
     reason = wire.cut(_printable(reason), wire.MAX_REASON)
     extra = {wire.REASON: reason}
     if not isinstance(error, InvalidBody):  # its stack is ours, and says nothing about the message
         shown = "".join(traceback.format_exception(error))
         extra[wire.TRACEBACK] = wire.cut_start(_printable(shown), wire.MAX_TRACEBACK)
-    report = _report("dead", delivery, trail, worker, error=reason) if trail.track else None
+    report = _report("dead", way, delivery, trail, error=reason) if trail.track else None
     return _settle_by_publishing(delivery, trail, DEAD, str(trail.consumer), extra, report)
 
 
@@ -239,7 +303,7 @@ def _settle_by_publishing(
     exchange: str,
     routing_key: str,
     extra: dict[str, Any] | None = None,
-    report: Outgoing | None = None,
+    report: Report | None = None,
 ) -> Settlement:
     properties = wire.republished(delivery.properties, trail, extra)
     if not wire.fits_into_a_frame(properties):

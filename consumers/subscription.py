@@ -1,22 +1,30 @@
-"""One consumer's channel: consuming with manual acks, and coming back from whatever ends it.
+"""One queue's channel: consuming with manual acks, and coming back from whatever ends it.
 
 Everything here runs on the link's I/O thread but `finish`, `reject` and `give_back`, which any thread may call.
+
+**How much it holds.** The broker delivers up to a prefetch of unacked messages. RabbitMQ fixes it when a subscription
+begins, so another one is had by subscribing anew on the same channel and cancelling the old; deliveries and their tags
+belong to the channel and are not touched by it. With a prefetch of 0 there is no subscription.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
-import pika
+from pika import spec
 from pika.channel import Channel
 
 from ackline.consumers.answers import Answers
-from ackline.consumers.consumer import Consumer
-from ackline.consumers.handling import Delivery
+from ackline.consumers.delivery import Delivery
+from ackline.infra.connection import Connection
+from ackline.infra.frames import Arrived, delivery_names
 from ackline.infra.link import Link
+from ackline.infra.properties import Properties
 from ackline.infra.table import text
 
 log = logging.getLogger(__name__)
@@ -25,77 +33,102 @@ log = logging.getLogger(__name__)
 REOPEN_SECONDS = 2.0
 #: Seconds that the broker gets to answer a subscription.
 ANSWER_SECONDS = 20.0
+#: Answers that have come together before the I/O thread is woken for them; otherwise it looks at its next tick.
+FLUSH_AT = 64
 _NOT_FOUND = 404
 
-
-class Ticket(NamedTuple):
-    """The broker's handle on one delivery. A tag belongs to its channel, so the channel's number goes with it."""
-
-    generation: int
-    tag: int
+_Cancel: Any = spec.Basic.Cancel
+_CancelOk: Any = spec.Basic.CancelOk
 
 
 class Subscription:
-    """Consumes the queue of *consumer* and hands each delivery with its ticket to *deliver*."""
+    """Consumes *queue* and hands what is delivered to *deliver*, in batches. Is the `Source` of those deliveries."""
 
     def __init__(
         self,
-        consumer: Consumer,
+        queue: str,
         link: Link,
         *,
         prefetch: int,
-        deliver: Callable[[Subscription, Ticket, Delivery], None],
+        deliver: Callable[[list[Delivery]], None],
         consuming: Callable[[], None],
+        quiet: Callable[[], bool] = lambda: True,
     ) -> None:
-        """prefetch: unacked deliveries at most. consuming: called each time that the broker has begun to deliver."""
-        self.consumer = consumer
+        """prefetch: unacked deliveries at most, to begin with. consuming: called when the broker has begun to deliver.
+
+        quiet: whether nothing more is to be expected soon, so that an answer should go out at once.
+        """
+        self.queue = queue
+        #: Who handles what is delivered.
+        self.owner: Any = None
+        #: The number of the present channel: a delivery of another one is void. Read by any thread.
+        self.generation = 0
         self._link = link
         self._prefetch = prefetch
         self._deliver = deliver
         self._consuming = consuming
+        self._quiet = quiet
         self._channel: Channel | None = None
+        #: Consumer tag of the subscription that is wanted; None while there is to be none.
         self._tag: str | None = None
+        self._cancelling = 0
         self._answers: Answers | None = None
-        self._generation = 0
-        self._given: deque[tuple[Callable[[Answers, int], None], Ticket]] = deque()
+        self._finished: deque[Delivery] = deque()
+        self._given: deque[tuple[Callable[[Answers, int], None], Delivery]] = deque()
         self._woken = False
         self._stopping = False
         self._missing = False
-        self._unanswered: int | None = None
+        self._unanswered: str | None = None
 
     # --- from any thread -------------------------------------------------------------------------------
 
-    def finish(self, ticket: Ticket) -> None:
+    def finish(self, delivery: Delivery) -> None:
         """Ack this delivery."""
-        self._answer(Answers.ack, ticket)
+        self._finished.append(delivery)
+        if not self._woken and (len(self._finished) >= FLUSH_AT or self._quiet()):
+            self._woken = True
+            self._link.call(self.flush)
 
-    def reject(self, ticket: Ticket) -> None:
+    def reject(self, delivery: Delivery) -> None:
         """Have the broker dead-letter this delivery."""
-        self._answer(Answers.reject, ticket)
+        self._answer(Answers.reject, delivery)
 
-    def give_back(self, ticket: Ticket) -> None:
+    def give_back(self, delivery: Delivery) -> None:
         """Return this delivery, which was not begun, to its queue. Counts as no attempt."""
-        self._answer(Answers.give_back, ticket)
+        self._answer(Answers.give_back, delivery)
 
-    def is_current(self, ticket: Ticket) -> bool:
-        """Whether the broker still waits for an answer on this ticket; otherwise it delivers the message again."""
-        return ticket.generation == self._generation
-
-    def _answer(self, how: Callable[[Answers, int], None], ticket: Ticket) -> None:
-        self._given.append((how, ticket))
+    def _answer(self, how: Callable[[Answers, int], None], delivery: Delivery) -> None:
+        self._given.append((how, delivery))
         if not self._woken:
             self._woken = True
-            self._link.call(self._flush)
+            self._link.call(self.flush)
 
     # --- on the I/O thread -----------------------------------------------------------------------------
 
-    def open(self, connection: pika.SelectConnection) -> None:
+    @property
+    def unsettled(self) -> int:
+        """Deliveries that the broker has no answer for."""
+        return self._answers.unsettled if self._answers is not None else 0
+
+    @property
+    def prefetch(self) -> int:
+        """Unacked deliveries at most."""
+        return self._prefetch
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing more comes, and everything that came is answered."""
+        return self._stopping and (self._channel is None or not (self._tag or self._cancelling or self.unsettled))
+
+    def open(self, connection: Connection) -> None:
         """Begin to consume on a new channel of *connection*."""
         if not self._stopping and connection.is_open and self._channel is None:
             # Known from now on, before it is open: a second one would count its tags from 1 as well.
-            self._channel = connection.channel(on_open_callback=self._opened)
-            self._channel.add_on_close_callback(self._closed)
-            self._answers = Answers(self._link, self._channel)
+            channel: Channel = connection.channel(on_open_callback=self._opened)
+            self._channel = channel
+            channel.add_on_close_callback(self._closed)
+            connection.watch_deliveries(channel.channel_number, self._arrived)
+            self._answers = Answers(self._link, channel)
 
     def lost(self) -> None:
         """The connection is gone: forget the tags."""
@@ -104,13 +137,46 @@ class Subscription:
     def stop(self) -> None:
         """Take no more deliveries; what is on its way is given back."""
         self._stopping = True
-        if self._channel is not None and self._channel.is_open and self._tag is not None:
-            self._channel.basic_cancel(self._tag)
+        self._unsubscribe()
+
+    def hold(self, prefetch: int) -> None:
+        """Have that many unacked deliveries at most from now on; 0 ends the subscription until the next call."""
+        if prefetch == self._prefetch:
+            return
+        self._prefetch = prefetch
+        if self._channel is None or not self._channel.is_open or self._stopping:
+            return
+        self._unsubscribe()
+        if prefetch:
+            self._subscribe(self._channel)
+
+    def flush(self) -> None:
+        """Send the answers that have come together."""
+        self._woken = False
+        answers, generation = self._answers, self.generation
+        finished = self._finished
+        while finished:
+            delivery = finished.popleft()
+            if answers is not None and delivery.generation == generation:  # else the broker has taken it back already
+                answers.ack(delivery.tag)
+        while self._given:
+            how, delivery = self._given.popleft()
+            if answers is not None and delivery.generation == generation:
+                how(answers, delivery.tag)
+        if answers is not None:
+            answers.send()
+
+    def flush_all(self) -> None:
+        """Send every answer now, without waiting for a run."""
+        self.flush()
+        if self._answers is not None:
+            self._answers.send_all()
 
     def _forget(self) -> None:
-        self._generation += 1
+        self.generation += 1
         self._channel = None
         self._tag = None
+        self._cancelling = 0
         self._answers = None
 
     def _opened(self, channel: Channel) -> None:
@@ -118,35 +184,55 @@ class Subscription:
             channel.close()
             return
         channel.add_on_cancel_callback(self._cancelled)
-        channel.basic_qos(prefetch_count=self._prefetch)
-        self._tag = channel.basic_consume(self.consumer.name, self._on_message, callback=self._began)
-        generation = self._generation
-        self._unanswered = generation
-        self._link.later(ANSWER_SECONDS, lambda: self._look_for_answer(generation))
+        if self._prefetch:
+            self._subscribe(channel)
 
-    def _look_for_answer(self, generation: int) -> None:
+    def _subscribe(self, channel: Channel) -> None:
+        channel.basic_qos(prefetch_count=self._prefetch)  # it holds for the subscription that begins next
+        tag = self._tag = channel.basic_consume(self.queue, self._on_message, callback=self._began)
+        self._unanswered = tag
+        self._link.later(ANSWER_SECONDS, lambda: self._look_for_answer(tag))
+
+    def _unsubscribe(self) -> None:
+        channel, tag, self._tag = self._channel, self._tag, None
+        if channel is not None and channel.is_open and tag is not None:
+            # Not pika's `basic_cancel`: after it pika rejects what is still on its way, which counts as a delivery.
+            self._cancelling += 1
+            rpc: Any = channel._rpc
+            ended = partial(self._ended, channel, tag)
+            rpc(_Cancel(consumer_tag=tag, nowait=False), ended, [(_CancelOk, {"consumer_tag": tag})])
+
+    def _ended(self, channel: Channel, tag: str, _frame: Any) -> None:
+        if channel is self._channel:
+            self._cancelling -= 1
+        known: Any = channel._consumers
+        known.pop(tag, None)
+
+    def _look_for_answer(self, tag: str) -> None:
         """Begin anew when the broker has not answered: a quorum queue that had no leader yet may never do it."""
-        if generation == self._unanswered and generation == self._generation and not self._stopping:
-            self._link.drop(f"no answer to the subscription of {self.consumer.name!r} in {ANSWER_SECONDS:g} s")
+        if tag == self._unanswered and tag == self._tag and not self._stopping:
+            self._link.drop(f"no answer to the subscription of {self.queue!r} in {ANSWER_SECONDS:g} s")
 
     def _began(self, _frame: Any) -> None:
         self._unanswered = None
         if self._missing:
-            log.info("the queue %r is there again; consuming", self.consumer.name)
+            log.info("the queue %r is there again; consuming", self.queue)
         self._missing = False
         self._consuming()
 
     def _cancelled(self, _frame: Any) -> None:
         """The broker ended the subscription: the queue was deleted, its leader moved, or a delivery timed out."""
-        log.warning("RabbitMQ ended the subscription of %r; subscribing again", self.consumer.name)
+        log.warning("RabbitMQ ended the subscription of %r; subscribing again", self.queue)
         if self._channel is not None and self._channel.is_open:
             self._channel.close()
 
     def _closed(self, channel: Channel, reason: Any) -> None:
+        connection: Any = channel.connection
+        connection.forget_deliveries(channel.channel_number)
         if channel is not self._channel:
             return
         self._forget()
-        if self._stopping or not channel.connection.is_open:
+        if self._stopping or not connection.is_open:
             return
         if reason.reply_code == _NOT_FOUND:
             # Whoever deleted it may have meant it, so it is not created again behind their back.
@@ -154,39 +240,45 @@ class Subscription:
                 log.error(
                     "the queue %r is gone; waiting until it is there again (`ackline topology apply`, or a restart, "
                     "creates it)",
-                    self.consumer.name,
+                    self.queue,
                 )
             self._missing = True
         elif reason.reply_code not in (0, 200):
-            log.error("the channel of %r was closed: %s", self.consumer.name, reason.reply_text)
-        connection = channel.connection
+            log.error("the channel of %r was closed: %s", self.queue, reason.reply_text)
         self._link.later(REOPEN_SECONDS if self._missing else 0.1, lambda: self.open(connection))
 
-    def _on_message(self, channel: Channel, method: Any, properties: Any, body: bytes) -> None:
-        if self._answers is not None:
-            self._answers.delivered(method.delivery_tag)
-        ticket = Ticket(self._generation, method.delivery_tag)
-        if self._stopping:
-            self.give_back(ticket)
+    def _arrived(self, arrived: list[Arrived]) -> None:
+        """A batch of messages, read at once."""
+        generation, now = self.generation, time.monotonic()
+        from_wire = Properties.from_wire
+        deliveries = [
+            Delivery(*_names(names), from_wire(properties), body, redelivered == 1, tag, generation, self, now)
+            for tag, redelivered, names, properties, body in arrived
+        ]
+        self._take(deliveries)
+
+    def _on_message(self, _channel: Channel, method: Any, properties: Any, body: bytes) -> None:
+        """A message that came in pieces."""
+        names = (_name(method.exchange), _name(method.routing_key))
+        tag, redelivered = method.delivery_tag, method.redelivered
+        self._take([Delivery(*names, properties, body, redelivered, tag, self.generation, self, time.monotonic())])
+
+    def _take(self, deliveries: list[Delivery]) -> None:
+        if self._answers is None:
             return
-        self._deliver(self, ticket, Delivery(_name(method.exchange), _name(method.routing_key), properties, body))
+        self._answers.delivered(deliveries[-1].tag)
+        if self._stopping or not self._prefetch:
+            for delivery in deliveries:
+                self.give_back(delivery)
+        else:
+            self._deliver(deliveries)
 
-    def flush(self) -> None:
-        """Send every answer now, without waiting for a run."""
-        self._flush()
-        if self._answers is not None:
-            self._answers.send_all()
 
-    def _flush(self) -> None:
-        """Send the answers that have come together."""
-        self._woken = False
-        answers = self._answers
-        while self._given:
-            how, ticket = self._given.popleft()
-            if answers is not None and self.is_current(ticket):  # else the broker has taken it back already
-                how(answers, ticket.tag)
-        if answers is not None:
-            answers.send()
+@lru_cache(maxsize=4096)
+def _names(raw: bytes) -> tuple[str, str]:
+    """Exchange and routing key as the frame of a delivery carries them."""
+    exchange, routing_key = delivery_names(raw)
+    return text(exchange), text(routing_key)
 
 
 def _name(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What a worker reports of a tracked or redriven message, on `ackline.outcomes`; see `ackline.consumers.handling`.
 
-`read` is total: what no worker writes is `NotAnOutcome`, and what it returns fits any database.
+A worker reports many in one message: a JSON array of events. `read` is total: what no worker writes is `NotAnOutcome`,
+and what it returns fits any database.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from ackline.dlq.deadletter import clean, name, time
 from ackline.infra.tables import DeliveryState
@@ -16,6 +18,7 @@ from ackline.infra.wire import MAX_ATTEMPT, MAX_REASON, cut
 #: Event -> the state of the delivery after it.
 STATES = {
     "started": DeliveryState.BEING_HANDLED,
+    "progress": DeliveryState.BEING_HANDLED,
     "retried": DeliveryState.WAITING_FOR_RETRY,
     "handled": DeliveryState.HANDLED,
     "dead": DeliveryState.IN_REVIEW,
@@ -38,6 +41,9 @@ class Outcome:
     due_at: datetime | None
     error: str | None
     worker: str
+    #: How far the handler is, from 0 to 1, and what it says of that.
+    progress: float | None = None
+    progress_text: str | None = None
 
     @property
     def answers_redrive(self) -> bool:
@@ -49,10 +55,19 @@ class NotAnOutcome(ValueError):
     """The body is none that a worker writes."""
 
 
-def read(body: bytes, now: datetime) -> Outcome:
-    """The outcome in *body*, which was delivered at *now*. Raises `NotAnOutcome` for what no worker writes."""
+def read(body: bytes, now: datetime) -> list[Outcome | NotAnOutcome]:
+    """The outcomes in *body*, which was delivered at *now*; why not, in place of one that no worker writes."""
     try:
-        event = json.loads(body)
+        events = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        return [NotAnOutcome(f"{type(error).__name__}: {error}")]
+    if not isinstance(events, list) or not events:
+        return [NotAnOutcome("it is no array of events")]
+    return [_outcome(event, now) for event in events]
+
+
+def _outcome(event: Any, now: datetime) -> Outcome | NotAnOutcome:
+    try:
         return Outcome(
             state=STATES[_text(event, "event")],
             message_id=name(_text(event, "message_id")),
@@ -62,11 +77,13 @@ def read(body: bytes, now: datetime) -> Outcome:
             attempt=_attempt(event),
             at=min(now, time(_text(event, "at")) or now),
             due_at=time(_optional(event, "due")),
-            error=_error(event),
+            error=_said(event, "error"),
             worker=name(_optional(event, "worker") or ""),
+            progress=_progress(event),
+            progress_text=_said(event, "progress_text"),
         )
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise NotAnOutcome(f"{type(error).__name__}: {error}") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return NotAnOutcome(f"{type(error).__name__}: {error}")
 
 
 def _text(event: dict[str, object], key: str) -> str:
@@ -87,6 +104,15 @@ def _attempt(event: dict[str, object]) -> int:
     return value
 
 
-def _error(event: dict[str, object]) -> str | None:
-    said = _optional(event, "error")
+def _progress(event: dict[str, object]) -> float | None:
+    value = event.get("progress")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ValueError("progress is no number from 0 to 1")
+    return float(value)
+
+
+def _said(event: dict[str, object], key: str) -> str | None:
+    said = _optional(event, key)
     return cut(clean(said), MAX_REASON) if said else None

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 from sqlalchemy import Engine
@@ -146,7 +147,7 @@ class Reviewer:
             return None
 
     def _take_outcomes(self, arrivals: list[Arrival]) -> bool:
-        outcomes = [found for arrival in arrivals if (found := self._read_outcome(arrival)) is not None]
+        outcomes = [found for arrival in arrivals for found in self._read_outcomes(arrival)]
         while arrivals and self._feed.is_current(arrivals[0]):
             try:
                 strange = self._store.outcomes(outcomes) if outcomes else []
@@ -174,12 +175,12 @@ class Reviewer:
             forgotten = 0
         self._forget_at = time.monotonic() + (0.0 if forgotten == FORGET_BATCH else FORGET_SECONDS)
 
-    def _read_outcome(self, arrival: Arrival) -> Outcome | None:
-        try:
-            return outcome.read(arrival.body, now())
-        except NotAnOutcome as error:
-            self._note_strange(str(error))
-            return None
+    def _read_outcomes(self, arrival: Arrival) -> Iterator[Outcome]:
+        for found in outcome.read(arrival.body, now()):
+            if isinstance(found, NotAnOutcome):
+                self._note_strange(str(found))
+            else:
+                yield found
 
     def _note_strange(self, why: str) -> None:
         self.strange_outcomes += 1

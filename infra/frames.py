@@ -1,19 +1,21 @@
-"""The AMQP frames of publishing, as bytes: messages on their way out, and the acks that come back.
+"""The AMQP frames of messages, as bytes: those published, the acks that come back, and those delivered.
 
-pika makes an object of each frame and marshals it: half of the time that publishing took. These functions know
-`basic.publish` and `basic.ack`, of which there are many; all other frames stay pika's. AMQP 0-9-1, 2.3.5 and 4.2.
+pika makes an object of each frame and marshals it: half of the time that publishing and consuming took. These functions
+know `basic.publish`, `basic.ack` and `basic.deliver`, of which there are many; all other frames stay pika's.
+AMQP 0-9-1, 2.3.5 and 4.2.
 """
 
 from __future__ import annotations
 
 import struct
 from functools import lru_cache
+from typing import TypeAlias
 
 #: Octets of a frame besides its payload: type, channel and size before it, the end octet after it.
 OVERHEAD = 8
 
-_METHOD, _BODY, _END = 1, 3, b"\xce"
-_BASIC, _PUBLISH, _ACK = 60, 40, 80
+_METHOD, _HEADER, _BODY, _END = 1, 2, 3, b"\xce"
+_BASIC, _PUBLISH, _DELIVER, _ACK = 60, 40, 60, 80
 _MANDATORY = 1
 _FRAME = struct.Struct(">BHI")
 #: End of the method frame, begin of the header frame up to the properties: class, weight, size of the body.
@@ -81,3 +83,68 @@ def read_acks(buffer: bytes, head: bytes) -> list[tuple[int, int]]:
         acks.append((tag, multiple & 1))
         at += ACK_SIZE
     return acks
+
+
+#: Of a delivery: the head of its method frame up to the size of the consumer tag, which is followed by the delivery tag
+#: and the redelivered bit; the head of its header frame up to the properties; and the head of its body frame.
+_DELIVER_HEAD = struct.Struct(">BHIHHB")
+_DELIVER_TAG = struct.Struct(">QB")
+_HEADER_HEAD = struct.Struct(">BHIHHQ")
+
+#: A message from the wire: delivery tag, whether it was delivered before, exchange and routing key as the frame carries
+#: them, properties (flags and values), body.
+Arrived: TypeAlias = tuple[int, int, bytes, bytes, bytes]
+
+
+#: Bytes of the frames of a message that are waited for as a whole; a larger one is put together by pika.
+_WHOLE = 64 * 1024
+
+
+def read_deliveries(buffer: bytes, at: int, channel: int) -> tuple[list[Arrived], int, bool]:
+    """The messages delivered on *channel* that *buffer* holds from *at* on, where they end, and whether one more began.
+
+    Up to the first frame that is no `basic.deliver` of that channel, or whose message is large or comes in several body
+    frames: that one is left to pika. A smaller one of which a part is there has begun: more is to be read first.
+    """
+    arrived: list[Arrived] = []
+    size = len(buffer)
+    begun = False
+    unpack_deliver, unpack_tag = _DELIVER_HEAD.unpack_from, _DELIVER_TAG.unpack_from
+    unpack_header, unpack_frame = _HEADER_HEAD.unpack_from, _FRAME.unpack_from
+    while size - at >= _DELIVER_HEAD.size:
+        kind, number, length, class_, method, tag_size = unpack_deliver(buffer, at)
+        if kind != _METHOD or number != channel or class_ != _BASIC or method != _DELIVER:
+            break
+        header = at + OVERHEAD + length
+        if header + _HEADER_HEAD.size > size:
+            begun = length < _WHOLE
+            break
+        kind, number, length, _, _, body_size = unpack_header(buffer, header)
+        body = header + OVERHEAD + length
+        if kind != _HEADER or number != channel:
+            break
+        end = body + OVERHEAD + body_size if body_size else body
+        if end > size:
+            begun = end - at < _WHOLE
+            break
+        if buffer[end - 1] != 0xCE or (body_size and unpack_frame(buffer, body) != (_BODY, channel, body_size)):
+            break
+        tag_at = at + _DELIVER_HEAD.size + tag_size
+        tag, redelivered = unpack_tag(buffer, tag_at)
+        arrived.append(
+            (
+                tag,
+                redelivered,
+                buffer[tag_at + _DELIVER_TAG.size : header - 1],
+                buffer[header + _HEADER_HEAD.size : body - 1],
+                buffer[body + 7 : end - 1] if body_size else b"",
+            )
+        )
+        at = end
+    return arrived, at, begun
+
+
+def delivery_names(names: bytes) -> tuple[bytes, bytes]:
+    """Exchange and routing key of a delivery, from how its frame carries them."""
+    end = 1 + names[0]
+    return names[1:end], names[end + 1 : end + 1 + names[end]]

@@ -7,6 +7,7 @@ UTF-8 is sent on unchanged.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Self
 
 from ackline.infra.table import Table, scan, text
@@ -31,6 +32,14 @@ _FIELDS: tuple[tuple[str, int, str], ...] = (
     ("cluster_id", 1 << 2, "text"),
 )
 _NAMES = tuple(name for name, _, _ in _FIELDS)
+_NO_HEADERS = Table()
+
+
+@lru_cache(maxsize=256)
+def _plan(flags: int) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """The fields that these flags announce, as (name, kind), and the names of the others but for headers."""
+    present = tuple((name, kind) for name, flag, kind in _FIELDS if flags & flag)
+    return present, tuple(name for name, flag, _ in _FIELDS if not flags & flag and name != "headers")
 
 
 class Properties:
@@ -113,25 +122,39 @@ class Properties:
         """Read every field; those after a place where the bytes end too early are absent. Never raises."""
         raw = self._raw or b""
         flags = int.from_bytes(raw[:2])
-        at = 2
+        at, size = 2, len(raw)
         more = flags & 1
-        while more and at + 2 <= len(raw):  # AMQP allows further flag words; basic has no use for them
+        while more and at + 2 <= size:  # AMQP allows further flag words; basic has no use for them
             more = raw[at + 1] & 1
             at += 2
-        for name, flag, kind in _FIELDS:
-            value: Any = Table() if kind == "table" else None
-            if flags & flag and at < len(raw):
-                if kind == "text":
-                    end = at + 1 + raw[at]
-                    value = raw[at + 1 : end]
-                elif kind == "table":
-                    end = at + 4 + int.from_bytes(raw[at : at + 4])
-                    value = Table.parse(raw[at + 4 : end])
-                else:
-                    end = at + (1 if kind == "octet" else 8)
-                    value = int.from_bytes(raw[at:end])
+        present, absent = _plan(flags)
+        for name in absent:
+            setattr(self, name, None)
+        self.headers = _NO_HEADERS
+        for name, kind in present:
+            if at >= size:
+                value: Any = _NO_HEADERS if kind == "table" else None
+            elif kind == "text":
+                end = at + 1 + raw[at]
+                value = raw[at + 1 : end]
+                at = end
+            elif kind == "table":
+                end = at + 4 + int.from_bytes(raw[at : at + 4])
+                value = Table.parse(raw[at + 4 : end])
+                at = end
+            else:
+                end = at + (1 if kind == "octet" else 8)
+                value = int.from_bytes(raw[at:end])
                 at = end
             setattr(self, name, value)
+
+    @property
+    def has_headers(self) -> bool:
+        """Whether there are any headers; does not look at them."""
+        return bool(self._raw[0] & 0x20) if self._raw else len(self.headers) > 0
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Properties.from_wire, (self.wire,)
 
     @property
     def wire(self) -> bytes:

@@ -18,9 +18,10 @@ from aiosmtpd.controller import Controller
 
 from ackline.consumers import Context, registered
 from ackline.consumers.consumer import Consumer
+from ackline.consumers.delivery import Delivery
 from ackline.consumers.handlers import email as handler
 from ackline.consumers.handlers.email import SendEmail, send_email
-from ackline.consumers.handling import Delivery, Settlement, handle
+from ackline.consumers.handling import Settlement, Way, handle
 from ackline.infra import wire
 from ackline.infra.names import DEAD, MESSAGES
 from ackline.infra.ports import LOOPBACK, free_port
@@ -59,10 +60,7 @@ def _settled(**changes: Any) -> Settlement:
     """What follows from the first delivery of a mail."""
     delivery = Delivery(MESSAGES, "email.send", Properties(message_id="m-1"), json.dumps(MAIL | changes).encode())
 
-    def call(found: Consumer, mail: Any, context: Context) -> None:
-        found.handler(mail, context)
-
-    return handle(_email(), delivery, worker="here:1", call=call, running=lambda report: contextlib.nullcontext())
+    return handle(Way(_email(), "here:1", _email().handler, wants_context=True), delivery)
 
 
 def _retried(settlement: Settlement) -> str:

@@ -135,7 +135,7 @@ def succeed(publisher: Publisher, trail: Trail) -> None:
         "attempt": 1,
     }
     event |= {"at": wire.now().isoformat(), "worker": "host:2"}
-    publisher.send(OUTCOMES, f"handled.{trail.consumer}", Properties(), json.dumps(event).encode()).result(90)
+    publisher.send(OUTCOMES, f"handled.{trail.consumer}", Properties(), json.dumps([event]).encode()).result(90)
 
 
 def depth(vhost: Vhost, queue: str) -> int:
@@ -519,10 +519,10 @@ def test_an_outcome_that_no_worker_writes_is_counted_and_holds_nobody_up(
     ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel, vhost: Vhost
 ) -> None:
     with reviewing(ackline_settings) as reviewer:
-        for garbage in (b"", b"\xff", b"[]", b"{}", b'{"event": "handled", "redrive": 5}', b"[" * 100_000):
+        for garbage in (b"", b"\xff", b"[]", b"{}", b'[{"event": "handled", "redrive": 5}]', b"[" * 100_000):
             publisher.send(OUTCOMES, "handled.x", Properties(), garbage).result(90)
         nobody = {"event": "handled", "redrive": "no such item", "consumer": "billing", "message_id": "m"}
-        publisher.send(OUTCOMES, "handled.x", Properties(), json.dumps(nobody).encode()).result(90)
+        publisher.send(OUTCOMES, "handled.x", Properties(), json.dumps([nobody]).encode()).result(90)
         until(lambda: reviewer.strange_outcomes == 7, what="seven strange outcomes")
         die(publisher, "m-1")
         rows(store, 1)

@@ -22,7 +22,8 @@ from pydantic import BaseModel
 
 from ackline.consumers import Context, Reject, RetryLater, fixed
 from ackline.consumers.context import child_id
-from ackline.consumers.subscription import Subscription, Ticket
+from ackline.consumers.delivery import Delivery
+from ackline.consumers.subscription import Subscription
 from ackline.consumers.worker import Worker
 from ackline.infra import wire
 from ackline.infra.link import BrokerRefused, Link
@@ -350,7 +351,7 @@ def test_a_message_is_not_acked_before_what_its_handler_published_is_confirmed(
     with Client(vhost.amqp_url) as client_of_the_handler:
         with working(vhost.amqp_url, billing, grace_seconds=0.2):
             publisher.publish(Ordered())
-            until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
+            until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
         until(lambda: client.ready("billing") == 1, what="the message, which the worker gave back unacked")
 
         assert client.ready("accounting") == 0
@@ -367,7 +368,7 @@ def test_a_message_is_not_acked_before_all_that_follows_from_it_is_confirmed(
         client.delete_exchange(OUTCOMES)  # where it reports that a redriven message was handled
         client.publish(RETURN, "billing", b"{}", type=TYPE, headers={wire.REDRIVE: "r-1"})
         until(lambda: client.ready("accounting") >= 1, what="what the handler published")
-        until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
+        until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
     until(lambda: client.ready("billing") == 1, what="the message, which the worker gave back unacked")
 
 
@@ -392,7 +393,7 @@ def test_sigterm_finishes_what_runs_and_gives_back_the_rest_in_order_without_an_
     patient = ackline_settings.model_copy(update={"grace_seconds": NEVER})
     with _gated_worker(patient, gate, "--concurrency", "1", "--prefetch", "4") as worker:
         _publish_gated(client, 1, 2, 3, 4, 5, 6)
-        until(lambda: gate.begun == [1] and client.ready("gated") == 2, what="the worker to hold four of six")
+        until(lambda: gate.begun == [1] and client.ready("gated") == 4, what="the worker to hold two of six")
         assert worker.process is not None
         worker.process.send_signal(signal.SIGTERM)
         until(lambda: client.ready("gated") == 5, what="what was not begun to be given back while one still runs")
@@ -542,7 +543,7 @@ def test_a_handler_that_outlives_its_connection_does_not_ack_what_came_after_it(
 def test_a_subscription_that_is_opened_while_it_opens_consumes_once(vhost: Vhost, client: Client) -> None:
     billing = consumer_of("billing", print, Ordered)
     declare(vhost.amqp_url, [billing.queue])
-    delivered: list[Ticket] = []
+    delivered: list[Delivery] = []
     began: list[bool] = []
 
     def open_twice(connection: Any) -> None:
@@ -551,10 +552,10 @@ def test_a_subscription_that_is_opened_while_it_opens_consumes_once(vhost: Vhost
 
     link = Link(vhost.amqp_url, "test", on_up=open_twice)
     subscription = Subscription(
-        billing,
+        billing.name,
         link,
         prefetch=10,
-        deliver=lambda _, ticket, delivery: delivered.append(ticket),
+        deliver=delivered.extend,
         consuming=lambda: began.append(True),
     )
     link.start()
@@ -565,7 +566,7 @@ def test_a_subscription_that_is_opened_while_it_opens_consumes_once(vhost: Vhost
         until(lambda: client.ready("billing") <= 10)
         # Tags are counted by each channel: with a second one the same tag would name two messages.
         until(lambda: len(delivered) >= 10)
-        assert [ticket.tag for ticket in delivered] == list(range(1, 11))
+        assert [delivery.tag for delivery in delivered] == list(range(1, 11))
         assert client.consumers("billing") == 1
     finally:
         link.stop()
@@ -638,7 +639,7 @@ def test_without_its_retry_tier_a_message_stays_unacked_until_the_tier_is_there_
             client.delete_exchange("ackline.retry.1s")
         _publish(publisher, 0, 1, 2)
         until(lambda: set(tries) == {0, 1, 2}, what="the others to be handled")
-        until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
+        until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
         assert [client.ready(queue) for queue in ("billing", DEAD)] == [0, 0]
         declare(vhost.amqp_url, [billing.queue])
         until(lambda: tries[0] == 2, what="the second attempt")
@@ -654,7 +655,7 @@ def test_a_message_that_waits_for_its_tier_goes_back_to_its_queue_when_the_worke
     with working(vhost.amqp_url, consumer_of("billing", charge, Ordered), grace_seconds=0.1):
         client.delete_queue("ackline.retry.1s")
         _publish(publisher, 0)
-        until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
+        until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
     until(lambda: client.ready("billing") == 1, what="the message")
 
 

@@ -165,10 +165,12 @@ def test_an_annotation_that_names_no_message_is_refused_and_named() -> None:
 
     def maybe(order: Optional[Placed]) -> None: ...  # noqa: UP045 - the older spelling
 
-    def several(orders: list[Placed]) -> None: ...
+    def several(orders: tuple[Placed]) -> None: ...
 
     for function in (missing, plain, model, maybe, several):
-        assert "must be annotated with a @message model, or a union of them, not " in _refusal(function)
+        assert "must be annotated with a @message model, a union of them, or bytes, or a list of those, not " in (
+            _refusal(function)
+        )
     assert "NoMessage" in _refusal(model)
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,9 +13,10 @@ from pydantic import BaseModel, SecretStr, field_validator
 
 from ackline.consumers import Context, Reject, RetryLater, RetryPolicy, fixed
 from ackline.consumers.consumer import Consumer
-from ackline.consumers.handling import Delivery, Outgoing, Running, Settlement, handle
+from ackline.consumers.delivery import Delivery
+from ackline.consumers.handling import Outgoing, Report, Settlement, Way, handle, started
 from ackline.infra import wire
-from ackline.infra.names import DEAD, MESSAGES, OUTCOMES, RETURN
+from ackline.infra.names import DEAD, MESSAGES, RETURN
 from ackline.infra.properties import Properties
 from ackline.infra.table import Table
 from ackline.producer import message
@@ -55,29 +55,29 @@ def _handled(
     routing_key: str = TYPE,
     retry: RetryPolicy | None = None,
     tries: list[tuple[BaseModel, Context]] | None = None,
-    running: Running | None = None,
     **properties: Any,
 ) -> Settlement:
     """What follows from a delivery to the consumer `billing`, whose handler *does* something, then *raises*."""
 
-    def call(consumer: Consumer, instance: BaseModel, context: Context) -> None:
+    def call(instance: BaseModel, context: Context) -> None:
         if tries is not None:
             tries.append((instance, context))
         does(context)
         if raises is not None:
             raise raises
 
+    return handle(_way(call, retry), _delivery(body, exchange, routing_key, **properties))
+
+
+def _way(call: Callable[..., Any], retry: RetryPolicy | None = None) -> Way:
     billing = Consumer("billing", call, {TYPE: Placed}, retry or fixed(attempts=3, delay="5s"), True, False)
+    return Way(billing, WORKER, call, wants_context=True)
+
+
+def _delivery(body: bytes = BODY, exchange: str = MESSAGES, routing_key: str = TYPE, **properties: Any) -> Delivery:
     given = Properties(**{"message_id": "m-1", "type": TYPE} | properties)
     # As it comes from the wire: raw.
-    received = Properties.from_wire(given.wire)
-    delivery = Delivery(exchange, routing_key, received, body)
-    return handle(billing, delivery, worker=WORKER, call=call, running=running or _unwatched)
-
-
-@contextmanager
-def _unwatched(report: Callable[[], Outgoing]) -> Iterator[None]:
-    yield
+    return Delivery(exchange, routing_key, Properties.from_wire(given.wire), body)
 
 
 def _returned(**arguments: Any) -> Settlement:
@@ -171,13 +171,12 @@ def _event(event: str, attempt: int = 1) -> dict[str, Any]:
     }
 
 
-def _reported(found: Settlement | Outgoing) -> dict[str, Any]:
+def _reported(found: Settlement | Report | None) -> dict[str, Any]:
     """The report, without the time at which it was made."""
     report = found.report if isinstance(found, Settlement) else found
     assert report is not None
-    event: dict[str, Any] = json.loads(report.body)
-    assert (report.exchange, report.routing_key) == (OUTCOMES, f"{event['event']}.billing")
-    assert report.properties.delivery_mode == 2
+    event: dict[str, Any] = json.loads(report.event)
+    assert report.routing_key == f"{event['event']}.billing"
     assert datetime.fromisoformat(event.pop("at")).tzinfo is not None
     return event
 
@@ -243,31 +242,22 @@ def test_tracking_lasts_through_retries_and_dead_lettering() -> None:
     again = _returned(headers=_headers(first), raises=ValueError("two"))
     assert _reported(again) == _event("retried", attempt=2) | {
         "error": "ValueError: two",
-        "due": json.loads(again.report.body)["due"] if again.report else None,
+        "due": json.loads(again.report.event)["due"] if again.report else None,
     }
     dead = _returned(headers=_headers(again), raises=ValueError("three"))
     assert _reported(dead)["attempt"] == 3
     assert _headers(dead)[wire.TRACK] is True
 
 
-def test_a_handler_runs_inside_the_watch_that_can_report_its_beginning() -> None:
-    seen: list[dict[str, Any]] = []
-
-    @contextmanager
-    def running(report: Callable[[], Outgoing]) -> Iterator[None]:
-        seen.append(_reported(report()))
-        yield
-        seen.append({})
-
-    _handled(headers=TRACKED, running=running, does=lambda context: seen.append({"handler": 1}))
-    assert seen == [_event("started"), {"handler": 1}, {}]
-    seen.clear()
-    history = _headers(_handled(headers=TRACKED, raises=ValueError("no such customer")))
-    _returned(headers=history, running=running)
-    assert seen[0] == _event("started", attempt=2) | {"error": "ValueError: no such customer"}
-    seen.clear()
-    _handled(running=running)
-    assert seen == [], "what is not tracked is not watched"
+def test_that_a_handler_runs_is_reported_of_a_tracked_message() -> None:
+    way, since = _way(print), wire.now()
+    assert _reported(started(way, _delivery(headers=TRACKED), since)) == _event("started")
+    failed = _headers(_handled(headers=TRACKED, raises=ValueError("no such customer")))
+    again = _delivery(BODY, RETURN, "billing", headers=failed)
+    assert _reported(started(way, again, since)) == _event("started", attempt=2) | {
+        "error": "ValueError: no such customer"
+    }
+    assert started(way, _delivery(), since) is None, "what is not tracked is not reported"
 
 
 # --- retries -----------------------------------------------------------------------------------------------
@@ -471,7 +461,7 @@ def test_no_more_than_three_wrong_fields_are_named() -> None:
 
     wide = Consumer("wide", print, {"test.handling.wide": Wide}, fixed(), False, False)
     delivery = Delivery(MESSAGES, "test.handling.wide", Properties(), b"{}")
-    settlement = handle(wide, delivery, worker=WORKER, call=lambda *_: None, running=_unwatched)
+    settlement = handle(Way(wide, WORKER, lambda *_: None, wants_context=False), delivery)
     assert _reason(settlement).endswith("a: Field required; b: Field required; c: Field required; and 2 more")
 
 

@@ -29,11 +29,27 @@ EVENT: dict[str, Any] = {
 
 
 def read(**changes: Any) -> Outcome:
-    return outcome.read(json.dumps(EVENT | changes).encode(), NOW)
+    """The one outcome of the event with *changes*; raises what is said in its place."""
+    return read_body(json.dumps([EVENT | changes]).encode())
+
+
+def read_body(body: bytes) -> Outcome:
+    (found,) = outcome.read(body, NOW)
+    if isinstance(found, NotAnOutcome):
+        raise found
+    return found
+
+
+def test_one_report_among_many_that_cannot_be_read_spoils_none() -> None:
+    body = json.dumps([EVENT, 5, EVENT | {"attempt": 0}, EVENT | {"attempt": 2}]).encode()
+    first, number, zero, second = outcome.read(body, NOW)
+    assert (first, second) == (read(), read(attempt=2))
+    assert isinstance(number, NotAnOutcome)
+    assert isinstance(zero, NotAnOutcome)
 
 
 def without(key: str) -> bytes:
-    return json.dumps({name: value for name, value in EVENT.items() if name != key}).encode()
+    return json.dumps([{name: value for name, value in EVENT.items() if name != key}]).encode()
 
 
 def test_a_report_is_read_whole() -> None:
@@ -53,7 +69,13 @@ def test_a_report_is_read_whole() -> None:
 
 @pytest.mark.parametrize(
     ("event", "state"),
-    [("started", "being handled"), ("retried", "waiting for a retry"), ("handled", "handled"), ("dead", "in review")],
+    [
+        ("started", "being handled"),
+        ("progress", "being handled"),
+        ("retried", "waiting for a retry"),
+        ("handled", "handled"),
+        ("dead", "in review"),
+    ],
 )
 def test_each_event_leads_to_a_state(event: str, state: str) -> None:
     assert read(event=event).state == state
@@ -61,7 +83,7 @@ def test_each_event_leads_to_a_state(event: str, state: str) -> None:
 
 @pytest.mark.parametrize("key", ["type", "redrive", "due", "error", "worker"])
 def test_what_a_report_may_lack(key: str) -> None:
-    assert outcome.read(without(key), NOW) == read(**{key: None})
+    assert read_body(without(key)) == read(**{key: None})
 
 
 def test_only_the_success_of_a_redrive_answers_one() -> None:
@@ -73,6 +95,20 @@ def test_only_the_success_of_a_redrive_answers_one() -> None:
 def test_a_worker_whose_clock_is_ahead_reports_no_future() -> None:
     assert read(at="2999-01-01T00:00:00+00:00").at == NOW
     assert read(at="yesterday").at == NOW
+
+
+def test_progress_is_a_number_from_0_to_1_with_a_text() -> None:
+    found = read(event="progress", progress=0.4, progress_text="40 of 100 rows\x00")
+    assert (found.progress, found.progress_text) == (0.4, "40 of 100 rows\\x00")
+    assert read(event="progress", progress=1).progress == 1.0
+    assert (read().progress, read().progress_text) == (None, None)
+    assert len(read(progress=0.5, progress_text="ü" * 5_000).progress_text or "") <= MAX_REASON
+
+
+@pytest.mark.parametrize("wrong", ["0.4", -0.1, 1.1, float("nan"), float("inf"), True, [], 10**400])
+def test_progress_that_is_none_is_no_report(wrong: Any) -> None:
+    with pytest.raises(NotAnOutcome):
+        read(event="progress", progress=wrong)
 
 
 def test_texts_are_bounded_and_fit_for_any_database() -> None:
@@ -88,7 +124,7 @@ def test_what_a_report_must_say_in_its_own_kind(key: str, value: Any) -> None:
     with pytest.raises(NotAnOutcome):
         read(**{key: value})
     with pytest.raises(NotAnOutcome):
-        outcome.read(without(key), NOW)
+        read_body(without(key))
 
 
 @pytest.mark.parametrize("attempt", [0, -1, MAX_ATTEMPT + 1, 10**30, "1"])
@@ -109,4 +145,4 @@ def test_a_text_that_is_none_is_no_report(key: str, value: Any) -> None:
 )
 def test_what_is_no_report_at_all(body: bytes) -> None:
     with pytest.raises(NotAnOutcome):
-        outcome.read(body, NOW)
+        read_body(body)

@@ -1,0 +1,255 @@
+"""One consumer in a worker: what is delivered goes to its handler, and what follows from that back to the broker.
+
+**How much it holds unacked** follows the time that its handler takes, as measured. Enough to keep every handler busy for
+`HELD_SECONDS`, so quick handlers never wait for the broker; and no more, so that slow ones leave the rest of the queue
+to other workers, and no delivery waits here until the broker's `consumer_timeout`, which runs from the delivery and not
+from the handler's start. It begins with little, since nothing has been measured. What has waited here for a quarter of
+that timeout none the less is given back.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any, Protocol, TypeAlias
+
+from ackline.consumers.batching import Collector, ahandle_batch, handle_batch
+from ackline.consumers.calling import compose
+from ackline.consumers.consumer import Consumer
+from ackline.consumers.delivery import Delivery
+from ackline.consumers.event_loop import EventLoop
+from ackline.consumers.handling import HANDLED, Outgoing, Report, Settlement, Way, ahandle, handle, started
+from ackline.consumers.middleware import around
+from ackline.consumers.pool import Pool
+from ackline.consumers.reporting import Reports
+from ackline.consumers.settling import Settling
+from ackline.consumers.subscription import Subscription
+from ackline.infra import wire
+from ackline.infra.link import Link
+
+log = logging.getLogger(__name__)
+
+#: Seconds for which what is held keeps the handlers busy.
+HELD_SECONDS = 1.0
+#: Unacked deliveries to begin with, for each handler that may run at once.
+FIRST_HELD = 2
+#: Share of `consumer_timeout` that a delivery may wait here for its handler.
+_WAIT_SHARE = 0.25
+#: Seconds that a handler runs before it is reported as begun: most are over before anybody could see it.
+REPORT_SECONDS = 0.1
+#: Seconds of a handler from which on it is of use to have several run at once in threads.
+_SLOW_SECONDS = 0.0005
+#: Weight of the newest measured time.
+_WEIGHT = 0.1
+#: By how much the prefetch has to be wrong before it is changed: each change is a new subscription.
+_FACTOR = 2.0
+
+Item: TypeAlias = Delivery | list[Delivery]
+
+
+class Services(Protocol):
+    """What a worker does for its runners."""
+
+    name: str
+    link: Link
+    pool: Pool[Item]
+    reports: Reports
+
+    def event_loop(self) -> EventLoop[Item]:
+        """The loop of the async handlers, made when it is first asked for."""
+
+    def send(self, outgoing: Outgoing) -> Any:
+        """Publish; the future of the confirm."""
+
+    def later(self, seconds: float, function: Callable[[], None]) -> None:
+        """Run *function* on the consuming I/O thread in *seconds*. Any thread."""
+
+    def consuming(self) -> None:
+        """A subscription has begun."""
+
+    def busy(self) -> None:
+        """There are deliveries without an answer."""
+
+
+class Runner:
+    """Runs *consumer* on what its subscription delivers. What says so runs on the I/O thread only."""
+
+    def __init__(
+        self, consumer: Consumer, services: Services, *, concurrency: int, prefetch: int, consumer_timeout: float
+    ) -> None:
+        """concurrency: handlers at once. prefetch: unacked deliveries at most. consumer_timeout: the broker's, seconds.
+
+        Raises `ConfigurationError` when the consumer's middleware does not fit its handler.
+        """
+        self.consumer = consumer
+        self._services = services
+        self._concurrency = concurrency
+        self._most = prefetch
+        self._longest_wait = consumer_timeout * _WAIT_SHARE
+        wants_context = consumer.takes_context or consumer.inbox is not None or bool(around(consumer.middleware))
+        self.way = Way(consumer, services.name, compose(consumer), wants_context)
+        #: Seconds that the handler takes, of late; None before the first.
+        self.seconds: float | None = None
+        self._limits: dict[str, int] = {}
+        batch = consumer.batch
+        least = batch.size * 2 if batch is not None else 1
+        self._least = min(least, prefetch)
+        self._wanted = min(max(concurrency * FIRST_HELD, self._least), prefetch)
+        executor: Pool[Item] | EventLoop[Item]
+        executor = self._executor = services.event_loop() if consumer.is_async else services.pool
+        self._collector = Collector(batch, executor.submit, services.link.later) if batch is not None else None
+        self.subscription = Subscription(
+            consumer.name,
+            services.link,
+            prefetch=self._wanted,
+            deliver=self._deliver,
+            consuming=services.consuming,
+            quiet=self._is_quiet,
+        )
+        self.subscription.owner = self
+
+    # --- the I/O thread --------------------------------------------------------------------------------
+
+    def _deliver(self, deliveries: list[Delivery]) -> None:
+        self._services.busy()
+        if self._collector is not None:
+            self._collector.add(deliveries)
+        else:
+            self._executor.submit(deliveries)
+
+    def limit(self, reason: str, most: int | None) -> None:
+        """At most *most* unacked deliveries, for that reason; 0: none, and what has not begun is given back.
+
+        None lifts it. The least of all reasons' holds.
+        """
+        if most is None:
+            self._limits.pop(reason, None)
+        else:
+            self._limits[reason] = most
+        self._hold()
+
+    def _hold(self) -> None:
+        prefetch = min([self._wanted, *self._limits.values()])
+        self.subscription.hold(prefetch)
+        if not prefetch:
+            self.give_back(self.withdraw())
+
+    def withdraw(self, wanted: Callable[[Delivery], bool] = lambda delivery: True) -> list[Delivery]:
+        """Take back those of this consumer's deliveries that have not begun and that *wanted* says."""
+        subscription = self.subscription
+
+        def mine(item: Item) -> bool:
+            first = item[0] if isinstance(item, list) else item
+            return first.source is subscription and wanted(first)
+
+        found: list[Delivery] = []
+        for item in self._executor.withdraw(mine):
+            found += item if isinstance(item, list) else [item]
+        if self._collector is not None:
+            found += self._collector.withdraw()
+        return found
+
+    @staticmethod
+    def give_back(deliveries: Sequence[Delivery]) -> None:
+        """Return these to their queues."""
+        for delivery in deliveries:
+            delivery.source.give_back(delivery)
+
+    def adapt(self, running: float) -> None:
+        """Hold as much as the handler's time asks for. running: seconds that the oldest one has run for, 0 if none.
+
+        Call it a few times a second.
+        """
+        if self.seconds is None and not running:
+            return
+        seconds = max(self.seconds or 0.0, running if running > HELD_SECONDS else 0.0, 1e-6)
+        busy = self._concurrency * (self.consumer.batch.size if self.consumer.batch is not None else 1)
+        wanted = busy + math.ceil(self._concurrency * HELD_SECONDS / seconds)
+        wanted = max(self._least, min(wanted, self._most))
+        if wanted >= self._wanted * _FACTOR or wanted * _FACTOR <= self._wanted or wanted == self._most != self._wanted:
+            self._wanted = wanted
+            self._hold()
+
+    def give_back_the_old(self, now: float) -> None:
+        """Give back what has waited here for too long."""
+        latest = now - self._longest_wait
+        old = self.withdraw(lambda delivery: delivery.arrived < latest)
+        if old:
+            log.warning(
+                "%s: %d messages have waited here for %.0f s and are given back: handlers are slower than they were",
+                self.consumer.name,
+                len(old),
+                self._longest_wait,
+            )
+            self.give_back(old)
+
+    # --- handler threads, or the event loop ------------------------------------------------------------
+
+    def _is_quiet(self) -> bool:
+        return not self._executor.waiting
+
+    def run(self, item: Item) -> None:
+        """Handle what was delivered. On a handler thread."""
+        since = time.monotonic()
+        try:
+            if isinstance(item, list):
+                current = [delivery for delivery in item if delivery.is_current]
+                for delivery, settlement in zip(current, handle_batch(self.way, current), strict=True):
+                    self._answer(delivery, settlement)
+            elif item.is_current:  # else the connection was lost while it waited; the broker delivers it again
+                self._answer(item, handle(self.way, item))
+        except Exception:
+            self._give_up(item)
+        self._took(time.monotonic() - since)
+
+    async def arun(self, item: Item) -> None:
+        """Handle what was delivered. On the event loop."""
+        since = time.monotonic()
+        try:
+            if isinstance(item, list):
+                current = [delivery for delivery in item if delivery.is_current]
+                for delivery, settlement in zip(current, await ahandle_batch(self.way, current), strict=True):
+                    self._answer(delivery, settlement)
+            elif item.is_current:
+                self._answer(item, await ahandle(self.way, item))
+        except Exception:
+            self._give_up(item)
+        self._took(time.monotonic() - since)
+
+    def _answer(self, delivery: Delivery, settlement: Settlement) -> None:
+        if settlement is HANDLED:
+            delivery.source.finish(delivery)
+        elif settlement.report is not None and not settlement.outgoing:
+            self._services.reports.add(settlement.report, delivery)
+        else:
+            services = self._services
+            Settling(
+                delivery, settlement, send=services.send, report=services.reports.add, later=services.later
+            ).begin()
+
+    def _give_up(self, item: Item) -> None:
+        log.exception("%s: a delivery could not be settled; rejected, to review", self.consumer.name)
+        for delivery in item if isinstance(item, list) else [item]:
+            delivery.source.reject(delivery)
+
+    def _took(self, seconds: float) -> None:
+        # Two threads may race here, and one measurement is lost.
+        known = self.seconds
+        self.seconds = seconds if known is None else known + (seconds - known) * _WEIGHT
+
+    # --- any thread ------------------------------------------------------------------------------------
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether handlers take long enough for several to run at once in threads."""
+        return self.seconds is None or self.seconds > _SLOW_SECONDS
+
+    def report_begun(self, item: Item, seconds: float) -> None:
+        """Report that a handler has run for so many seconds, to whom it may concern."""
+        for delivery in item if isinstance(item, list) else [item]:
+            report: Report | None = started(self.way, delivery, wire.now() - timedelta(seconds=seconds))
+            if report is not None:
+                self._services.reports.add(report)
