@@ -29,6 +29,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Engine,
+    Float,
     ForeignKey,
     Index,
     Integer,
@@ -281,6 +282,8 @@ deliveries = Table(
     Column("due_at", UtcTime),  # its retry comes not before then
     Column("last_error", Text),
     Column("worker", Text, nullable=False),
+    Column("progress", Float),  # from 0 to 1, while it is being handled and the handler has told
+    Column("progress_text", Text),
     CheckConstraint(_one_of("state", DeliveryState), name="state"),
     Index(None, "changed_at"),  # for the cleaning up
 )

@@ -81,6 +81,9 @@ class Delivery(BaseModel):
     due_at: datetime | None = None
     #: Why the last try failed, or why it is in review.
     error: str | None = None
+    #: While it is being handled, and its handler tells: how far it is, from 0 to 1, and what it says of that.
+    progress: float | None = None
+    progress_text: str | None = None
 
 
 class Status(BaseModel):
@@ -154,7 +157,10 @@ def expected(settings: Settings) -> dict[str, list[str]]:
 
 # --- what the tables say ----------------------------------------------------------------------------------------------
 
-_REPORTED = ("type", "consumer", "state", "redrive", "attempts", "first_at", "changed_at", "due_at", "last_error")
+_REPORTED = (
+    *("type", "consumer", "state", "redrive", "attempts", "first_at", "changed_at", "due_at", "last_error"),
+    *("progress", "progress_text"),
+)
 _DEAD = (
     *("id", "type", "consumer", "state", "reason", "attempts", "redrive_item_id"),
     *("first_failed_at", "last_seen_at", "handled_at", "discarded_at"),
@@ -264,4 +270,6 @@ def _as_reported(row: Any) -> Delivery:
         changed_at=row.changed_at,
         due_at=row.due_at,
         error=row.last_error,
+        progress=row.progress,
+        progress_text=row.progress_text,
     )

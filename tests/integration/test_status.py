@@ -146,6 +146,8 @@ def test_right_after_the_202_a_status_is_waiting_and_never_404_though_nobody_han
                 "changed_at": None,
                 "due_at": None,
                 "error": None,
+                "progress": None,
+                "progress_text": None,
             }
         both = running.publish("test.tracked.both")
         assert states(running.status(both)) == {"tracked-first": "waiting", "tracked-second": "waiting"}
