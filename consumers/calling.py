@@ -12,14 +12,25 @@ from typing import Any, TypeAlias
 
 from ackline.consumers.consumer import Consumer
 from ackline.consumers.context import Context
+from ackline.consumers.handling import Tell, Way
 from ackline.consumers.middleware import Middleware, around, check_is_sync
+from ackline.consumers.stopping import NEVER, Stopping
+from ackline.consumers.time_limit import watchdog
 
 #: Takes the message and its context, or lists of them. Returns what the handler returns; an async one's awaitable.
 Call: TypeAlias = Callable[[Any, Any], Any]
 
 
+def way_of(consumer: Consumer, worker: str, *, stopping: Stopping = NEVER, tell: Tell | None = None) -> Way:
+    """How a worker of that name, `host:pid`, runs *consumer*. Raises `ConfigurationError` as `compose` does."""
+    has_more = consumer.inbox is not None or consumer.time_limit is not None or bool(surrounding(consumer))
+    return Way(consumer, worker, compose(consumer), consumer.takes_context or has_more, stopping, tell)
+
+
 def compose(consumer: Consumer) -> Call:
     """The handler of *consumer* within its inbox, within its middleware, which a batch handler has none of.
+
+    All of that within its time limit.
 
     Raises `ConfigurationError` when a middleware is async and the handler is not.
     """
@@ -32,6 +43,9 @@ def compose(consumer: Consumer) -> Call:
         else:
             check_is_sync(middleware, consumer.name)
             call = _within(middleware, call)
+    if consumer.time_limit is not None:
+        limited = watchdog().around_async if consumer.is_async else watchdog().around
+        call = limited(call, consumer.time_limit)
     return call
 
 

@@ -23,7 +23,7 @@ import hashlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
@@ -220,7 +220,7 @@ class _Transactional(Inbox):
 
         async def run(messages: list[Any], contexts: list[Context]) -> Verdicts:
             connection, (_, verdicts) = await self._database.begin_async(partial(self._take, contexts, None))
-            async with connection:
+            async with aclosing(connection):
                 fresh = _Fresh(messages, contexts, verdicts)
                 if fresh.contexts:
                     async with AsyncSession(connection, sync_session_class=_HandlersSession) as session:
