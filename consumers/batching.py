@@ -153,7 +153,7 @@ def _arguments(opened: list[_Opened]) -> tuple[list[Any], list[Context | None]]:
 
 
 def _results(returned: Any, size: int) -> Results:
-    """What a handler returned, if it is what one may return. Raises TypeError otherwise: all have failed."""
+    """What a handler returned. When that is not what one may return, all have failed."""
     if returned is None:
         return [None] * size
     if (
@@ -161,5 +161,6 @@ def _results(returned: Any, size: int) -> Results:
         or len(returned) != size
         or not all(result is None or isinstance(result, BaseException) for result in returned)
     ):
-        raise TypeError(f"a batch handler returns None, or a list of {size} that holds None or an exception for each")
+        said = f"a batch handler returns None, or a list of {size} that holds None or an exception for each"
+        return [TypeError(said)] * size
     return returned

@@ -69,7 +69,12 @@ def test_while_items_are_quick_one_thread_runs_them_and_a_tick_frees_what_is_beh
     pool.submit([slow, done.set])
     until(lambda: pool.running.count(slow) == 1, what="the slow one to begin")
     assert not done.is_set()
-    until(lambda: pool.tick() or done.is_set(), what="another thread")
+
+    def another() -> bool:
+        pool.tick()
+        return done.is_set()
+
+    until(another, what="another thread")
     go_on.set()
     _stop(pool, "quick")
 
