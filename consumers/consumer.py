@@ -19,6 +19,7 @@ from ackline.consumers.ordered import SHARDS, Order, order_of
 from ackline.consumers.rate import per_second
 from ackline.consumers.retry import RetryPolicy, exponential
 from ackline.infra.app import load_app
+from ackline.infra.durations import seconds
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue, check_consumer_name
@@ -53,6 +54,8 @@ class Consumer:
     takes_bytes: bool = False
     #: Of a consumer that handles the messages of a key one at a time.
     order: Order | None = None
+    #: Seconds that one try of the handler may take.
+    time_limit: float | None = None
     #: When it stops taking messages.
     breaker: Breaker | None = None
     #: Messages a second that it begins at most.
@@ -72,6 +75,7 @@ def consumer(
     /,
     *,
     retry: RetryPolicy | None = None,
+    time_limit: str | float | None = None,
     middleware: Sequence[Middleware] = (),
     inbox: Inbox | None = None,
     batch: Batch | None = None,
@@ -89,6 +93,7 @@ def consumer(
     of them, it gets bodies as they came; types: the message types that it takes, or patterns ("order.*", "#").
 
     retry: the policy for what it raises; 5 attempts, from 1 s doubling to 5 min, by default.
+    time_limit: how long one try may take ("30s", or seconds), see `ackline.consumers.time_limit`; by default no limit.
     middleware: entered around each try of the handler, the first one outermost, within that of `use`. inbox: an `inbox`
     or a `claim` of `ackline.consumers.inbox`, which keeps a message that is delivered twice from being handled twice.
     ordered_by: the key of its messages (`@message(…, key="order_id")`); those of one key are handled one at a time and
@@ -114,8 +119,8 @@ def consumer(
                 f"The consumer {name!r} is already {other.handler.__qualname__}; take another name."
             )
         found = _signature(name, function, types)
-        if found.is_batch and (middleware or inbox is not None):
-            raise ConfigurationError(f"{name!r} takes a list of messages: middleware and inbox are for one at a time.")
+        if found.is_batch and middleware:
+            raise ConfigurationError(f"{name!r} takes a list of messages, and middleware is about one.")
         if batch is not None and not found.is_batch:
             raise ConfigurationError(f"The handler of {name!r} has a batch: annotate its first parameter with a list.")
         order = order_of(name, ordered_by, shards, found.types)
@@ -133,6 +138,7 @@ def consumer(
             batch=batch or (Batch() if found.is_batch else None),
             takes_bytes=found.takes_bytes,
             order=order,
+            time_limit=None if time_limit is None else seconds(time_limit),
             breaker=breaker,
             rate=None if rate is None else per_second(rate),
         )

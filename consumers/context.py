@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 
-from ackline.consumers.stopping import Stopping
+from ackline.consumers.stopping import NEVER, Stopping
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
@@ -19,9 +19,6 @@ from ackline.infra.wire import uuid7
 from ackline.producer.message import contract_of, encode, key_headers
 
 log = logging.getLogger("ackline.handler")
-
-#: Of a context that no worker made.
-_NEVER = Stopping()
 
 
 class Context:
@@ -41,7 +38,7 @@ class Context:
         attempt: int,
         properties: Properties,
         raw: bytes = b"",
-        stopping: Stopping = _NEVER,
+        stopping: Stopping = NEVER,
         tell: Callable[[float, str], None] | None = None,
     ) -> None:
         """tell: takes what `progress` is told; None when nobody asks."""

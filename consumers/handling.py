@@ -8,6 +8,7 @@ Nothing here touches the broker: the worker acts on the `Settlement`.
 | --- | --- | --- |
 | `started` | a handler goes on for longer than most (see `ackline.consumers.runner`) | `error`: of the attempt before |
 | `retried` | it failed, and waits in a retry tier | `error`, `due`: not before then |
+| `progress` | the handler tells how far it is, once a second at most | `progress`, `progress_text`, `error` |
 | `handled` | it succeeded, and all that it published is confirmed; of redriven messages as well | |
 | `dead` | it goes to review | `error`: why |
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import random
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,9 +30,12 @@ from pydantic_core import to_json
 
 from ackline.consumers.consumer import Consumer
 from ackline.consumers.context import Context
-from ackline.consumers.decision import Ack, Failure, InvalidBody, Park, Retry, decide
+from ackline.consumers.decision import Ack, Failure, InvalidBody, Park, Reject, Retry, decide
 from ackline.consumers.delivery import Delivery
+from ackline.consumers.masking import Mask, holds_secrets, mask_of, mask_of_body
+from ackline.consumers.stopping import NEVER, Stopping
 from ackline.infra import wire
+from ackline.infra.durations import written
 from ackline.infra.names import DEAD, RETRY_TIERS, RETURN, retry_tier
 from ackline.infra.properties import Properties
 
@@ -63,17 +68,23 @@ class Settlement:
     """What becomes of a delivery: send all of *outgoing*, then *report*, then ack the original; or reject it, when
     *reject* is set. Each waits for the confirms of those before, so what is reported has happened.
 
-    fallback: what to send instead when one of *outgoing* can never be sent.
+    fallback: what to send instead when one of *outgoing* can never be sent. confirmed: called when all of *outgoing* is
+    confirmed, on any thread.
     """
 
     outgoing: tuple[Outgoing, ...] = ()
     report: Report | None = None
     reject: bool = False
     fallback: Callable[[BaseException], Settlement] | None = None
+    confirmed: Callable[[], None] | None = None
 
 
 #: Nothing follows but the ack: what most deliveries come to.
 HANDLED = Settlement()
+
+
+#: Takes a delivery, and what makes the report of its progress.
+Tell = Callable[[Delivery, Callable[[], Report]], None]
 
 
 class Way(NamedTuple):
@@ -81,12 +92,18 @@ class Way(NamedTuple):
 
     worker: `host:pid` for the history. call: takes the message and its context, and raises what the handler raises; see
     `ackline.consumers.calling`. wants_context: whether anybody looks at the context; it is None otherwise.
+    stopping: the signal that the worker stops. tell: takes what tracked messages' handlers tell of their progress.
+    in_place: of an ordered consumer, whose deliveries are tried again where they are: seconds from their arrival, at
+    most.
     """
 
     consumer: Consumer
     worker: str
     call: Callable[[Any, Any], Any]
     wants_context: bool
+    stopping: Stopping = NEVER
+    tell: Tell | None = None
+    in_place: float | None = None
 
 
 def handle(way: Way, delivery: Delivery) -> Settlement:
@@ -133,6 +150,12 @@ def trail_of(way: Way, delivery: Delivery) -> wire.Trail | None:
     return replace(found, consumer=way.consumer.name)
 
 
+def _whole_trail(way: Way, delivery: Delivery, trail: wire.Trail | None) -> wire.Trail:
+    if trail is not None:
+        return trail
+    return wire.Trail(consumer=way.consumer.name, exchange=delivery.exchange, routing_key=delivery.routing_key)
+
+
 def park_until_due(way: Way, delivery: Delivery, trail: wire.Trail, due: datetime) -> Settlement | None:
     """Back through a retry tier, when it is not due yet."""
     left = (due - wire.now()).total_seconds()
@@ -160,20 +183,23 @@ def settle(
     if error is None and trail is None and (context is None or not context.has_enlisted):
         return HANDLED
     consumer = way.consumer
-    if trail is None:
-        trail = wire.Trail(consumer=consumer.name, exchange=delivery.exchange, routing_key=delivery.routing_key)
+    trail = _whole_trail(way, delivery, trail)
     failure = None if error is None else Failure(_nameable(error), trail.attempt, _failing_for(trail))
     decision = decide(failure, consumer.retry, random.random())  # noqa: S311
+    if way.in_place is not None and isinstance(decision, Retry) and failure is not None:
+        decision = _while_in_place(way.in_place, delivery, failure, decision)
     if isinstance(decision, Ack):
         return _succeeded(way, delivery, trail, context)
     if isinstance(decision, Park):
         return park(way, delivery, trail, decision.delay)
     assert failure is not None  # noqa: S101
-    trail = replace(trail.failed(wire.attempt_of(trail.attempt, way.worker, failure.error)), due=None)
+    mask = _mask(way, delivery, trail)
+    trail = replace(trail.failed(wire.attempt_of(trail.attempt, way.worker, failure.error, mask)), due=None)
     what = f"{wire.message_type(delivery.properties, trail.routing_key)} {wire.message_id(delivery.properties)}"
     if isinstance(decision, Retry):
         tier, waits = retry_tier(decision.delay)
-        log.warning("%s: %s failed, retry in %s: %r", consumer.name, what, tier.rsplit(".", 1)[-1], failure.error)
+        said = mask(repr(failure.error))
+        log.warning("%s: %s failed, retry in %s: %s", consumer.name, what, tier.rsplit(".", 1)[-1], said)
         due = wire.due_in(decision.delay) if decision.delay > RETRY_TIERS[-1][1] else None
         report = None
         if trail.track:
@@ -181,8 +207,31 @@ def settle(
             report = _report("retried", way, delivery, trail, error=_last_error(trail), due=shown_due)
         trail = replace(trail, attempt=trail.attempt + 1, due=due)
         return _settle_by_publishing(delivery, trail, tier, consumer.name, report=report)
-    log.error("%s: %s goes to review: %s", consumer.name, what, decision.reason)
-    return _dead(way, delivery, trail, decision.reason, failure.error)
+    reason = mask(decision.reason)
+    log.error("%s: %s goes to review: %s", consumer.name, what, reason)
+    return _dead(way, delivery, trail, reason, failure.error, mask)
+
+
+def _mask(way: Way, delivery: Delivery, trail: wire.Trail) -> Mask:
+    """What takes the message's secrets out of a text. The message is read again: few failures have any."""
+    model = way.consumer.types.get(wire.message_type(delivery.properties, trail.routing_key))
+    if model is None or not holds_secrets(model):
+        return str
+    try:
+        return mask_of(model.__pydantic_validator__.validate_json(delivery.body))
+    except Exception:  # as it was when it was to be handled; so nobody can tell which values are secret
+        return mask_of_body(delivery.body)
+
+
+def _while_in_place(most: float, delivery: Delivery, failure: Failure, decision: Retry) -> Retry | Reject:
+    """*decision*, or a reason when the delivery would then have been held for longer than *most* seconds."""
+    held = time.monotonic() - delivery.arrived + max(decision.delay, retry_tier(decision.delay)[1])
+    if held <= most:
+        return decision
+    return Reject(
+        f"given up after attempt {failure.attempt}, for the next one would be later than {written(most)} after the "
+        f"delivery, and the broker wants an answer: {type(failure.error).__name__}: {failure.error}"
+    )
 
 
 def _nameable(error: BaseException) -> BaseException:
@@ -217,7 +266,16 @@ def read(way: Way, delivery: Delivery, trail: wire.Trail | None) -> tuple[Any, C
         message_type=type_,
         attempt=1 if trail is None else trail.attempt,
         properties=delivery.properties,
+        raw=delivery.body,
+        stopping=way.stopping,
+        tell=None if trail is None or not trail.track or way.tell is None else partial(_tell, way, delivery, trail),
     )
+
+
+def _tell(way: Way, delivery: Delivery, trail: wire.Trail, done: float, text: str) -> None:
+    assert way.tell is not None  # noqa: S101
+    at, error = wire.now(), _last_error(trail)
+    way.tell(delivery, partial(_report, "progress", way, delivery, trail, at=at, error=error, progress=(done, text)))
 
 
 def _foreign_type(consumer: Consumer, type_: str, routing_key: str) -> str:
@@ -228,7 +286,7 @@ def _foreign_type(consumer: Consumer, type_: str, routing_key: str) -> str:
 
 
 def _faults(type_: str, error: ValidationError) -> str:
-    """What a body lacks to be a message of that type; values are left out, they may be secret."""
+    """What a body lacks to be a message of that type; values are left out."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
     if faults[0]["type"] == "json_invalid":
         return f"the body is not JSON: {faults[0]['msg'].removeprefix('Invalid JSON: ')}"
@@ -238,14 +296,16 @@ def _faults(type_: str, error: ValidationError) -> str:
 
 
 def _succeeded(way: Way, delivery: Delivery, trail: wire.Trail, context: Context | None) -> Settlement:
-    enlisted = tuple(Outgoing(*message) for message in context.enlisted()) if context is not None else ()
     report = _report("handled", way, delivery, trail) if trail.track or trail.redrive is not None else None
-    if not enlisted:
+    if context is None or not context.has_enlisted:
         return Settlement(report=report) if report is not None else HANDLED
-    return Settlement(enlisted, report, fallback=partial(_cannot_be_sent, way, delivery, trail))
+    enlisted = tuple(Outgoing(*message) for message in context.enlisted())
+    return Settlement(enlisted, report, fallback=partial(cannot_be_sent, way, delivery), confirmed=context.on_confirmed)
 
 
-def _cannot_be_sent(way: Way, delivery: Delivery, trail: wire.Trail, error: BaseException) -> Settlement:
+def cannot_be_sent(way: Way, delivery: Delivery, error: BaseException) -> Settlement:
+    """What follows instead when a message that the handler published can never be sent."""
+    trail = _whole_trail(way, delivery, trail_of(way, delivery))
     failed = trail.failed(wire.attempt_of(trail.attempt, way.worker, error))
     reason = f"the handler succeeded, but a message that it published cannot be sent: {error}"
     return _dead(way, delivery, failed, reason, error)
@@ -260,6 +320,7 @@ def _report(
     at: datetime | None = None,
     error: str | None = None,
     due: datetime | None = None,
+    progress: tuple[float, str] | None = None,
 ) -> Report:
     told: dict[str, Any] = {
         "event": event,
@@ -276,6 +337,8 @@ def _report(
         told["error"] = error
     if due is not None:
         told["due"] = due.isoformat()
+    if progress is not None:
+        told["progress"], told["progress_text"] = progress
     return Report(f"{event}.{trail.consumer}", to_json(told))
 
 
@@ -283,11 +346,18 @@ def _last_error(trail: wire.Trail) -> str | None:
     return f"{trail.history[-1].error}: {trail.history[-1].message}" if trail.history else None
 
 
-def _dead(way: Way, delivery: Delivery, trail: wire.Trail, reason: str, error: BaseException) -> Settlement:
+def _dead(
+    way: Way, delivery: Delivery, trail: wire.Trail, reason: str, error: BaseException, mask: Mask = str
+) -> Settlement:
+    order = way.consumer.order
+    if order is not None:
+        key = delivery.properties.headers.text(wire.KEY)
+        whose = order.by if key is None else f"{order.by} = {wire.cut(key, wire.MAX_KEY)}"
+        reason = wire.cut(reason, wire.MAX_REASON // 2) + f" (ordered by {whose}: later messages of this key go on)"
     reason = wire.cut(_printable(reason), wire.MAX_REASON)
     extra = {wire.REASON: reason}
     if not isinstance(error, InvalidBody):  # its stack is ours, and says nothing about the message
-        shown = "".join(traceback.format_exception(error))
+        shown = mask("".join(traceback.format_exception(error)))
         extra[wire.TRACEBACK] = wire.cut_start(_printable(shown), wire.MAX_TRACEBACK)
     report = _report("dead", way, delivery, trail, error=reason) if trail.track else None
     return _settle_by_publishing(delivery, trail, DEAD, str(trail.consumer), extra, report)

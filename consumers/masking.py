@@ -7,7 +7,7 @@ are: as they are, and as Python, JSON and URLs write them.
 
 A value of fewer than `SHORT` characters is replaced only where it stands by itself: `12` is masked, and `2012` is not,
 for else the text would become unreadable, and tell the value by its gaps. What a handler made of a secret, such as a
-hash or a part of it, is not found.
+hash or a part of it, is not found. Of a body that cannot be read all values count as secret.
 
 Costs nothing but on failure, and then nothing but a look-up for a contract without such fields.
 """
@@ -20,6 +20,7 @@ import re
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import islice
 from typing import Any
 from urllib.parse import quote, quote_plus
 
@@ -29,6 +30,8 @@ from pydantic import BaseModel, Secret, SecretBytes, SecretStr
 MASK = "**********"
 #: Characters from which on a secret is replaced within words too.
 SHORT = 4
+#: Values of a body that are looked for at most: the time to look grows with them.
+MOST_VALUES = 1000
 
 _SECRET = (Secret, SecretStr, SecretBytes)
 
@@ -37,17 +40,31 @@ Mask = Callable[[str], str]
 
 def mask_of(*messages: BaseModel) -> Mask:
     """A function that returns a text without the secrets of *messages*."""
-    values = {
-        form
-        for message in messages
-        if holds_secrets(type(message))
-        for secret in _secrets(message)
-        for form in _forms(secret)
-    }
-    if not values:
+    return _mask(secret for message in messages if holds_secrets(type(message)) for secret in _secrets(message))
+
+
+def mask_of_body(body: bytes) -> Mask:
+    """A function that returns a text without any of the values in *body*, which is no message of its contract.
+
+    When it has more than `MOST_VALUES`, nothing of the text is left.
+    """
+    try:
+        values = list(islice(_values(json.loads(body)), MOST_VALUES + 1))
+    except (ValueError, RecursionError):  # then the contract has not seen a value either
+        return str
+    return _mask(values) if len(values) <= MOST_VALUES else _withhold
+
+
+def _withhold(text: str) -> str:
+    return "(withheld: it may quote a secret)"
+
+
+def _mask(secrets: Iterable[object]) -> Mask:
+    forms = {form for secret in secrets for form in _forms(secret)}
+    if not forms:
         return str
     # The longest first, so that a secret within another leaves nothing of it.
-    pattern = re.compile("|".join(map(_pattern, sorted(values, key=len, reverse=True))))
+    pattern = re.compile("|".join(map(_pattern, sorted(forms, key=len, reverse=True))))
     return lambda text: pattern.sub(MASK, text)
 
 
@@ -71,6 +88,19 @@ def _forms(secret: object) -> Iterator[str]:
         yield quote(encodable)
         yield quote(encodable, safe="")
         yield quote_plus(encodable)
+
+
+def _values(value: object) -> Iterator[object]:
+    """The texts and numbers in what JSON holds."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, dict):
+            left.extend(value.values())
+        elif isinstance(value, list):
+            left.extend(value)
+        elif value is not None and not isinstance(value, bool):
+            yield value
 
 
 def _secrets(value: object) -> Iterator[object]:

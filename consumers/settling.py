@@ -79,6 +79,8 @@ class Settling:
 
     def _all_sent(self) -> None:
         """What follows from the delivery is confirmed: report it, then ack."""
+        if self._settlement.confirmed is not None:
+            self._settlement.confirmed()
         if self._settlement.report is None:
             self._delivery.source.finish(self._delivery)
         else:

@@ -58,3 +58,7 @@ class Stopping:
         finally:
             self._wakers.discard(wake)
         return self.is_set
+
+
+#: Of handlers that run without a worker.
+NEVER = Stopping()

@@ -26,6 +26,7 @@ import threading
 import time
 from _thread import allocate_lock
 from collections.abc import Callable
+from functools import cache
 from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -64,6 +65,12 @@ def check(name: str, limit: float, *, waiting: float, consumer_timeout: float) -
         )
 
 
+@cache
+def watchdog() -> TimeLimits:
+    """The time limits of this process."""
+    return TimeLimits()
+
+
 class _Run:
     """One try of a handler on a thread."""
 
@@ -82,7 +89,7 @@ class _Run:
 
 
 class TimeLimits:
-    """Enforces the time limits of one worker's handlers. Thread-safe; has a thread of its own."""
+    """Enforces time limits of handlers. Thread-safe; has a thread of its own."""
 
     def __init__(self, patience: float = PATIENCE) -> None:
         """patience: seconds that a handler gets to end after its limit, before it is reported."""

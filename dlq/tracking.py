@@ -6,8 +6,8 @@ reviewers. So a report changes the row only if it is *later* in the life of the 
 1. what was handled stays handled;
 2. else the later redrive counts (their ids are UUIDv7, so the greater one);
 3. of one redrive, or before the first, the higher attempt;
-4. of one attempt: started, retried, dead, in this order;
-5. of the same twice (a worker died, and the message was delivered again), the later by the clock.
+4. of one attempt: started or in progress, retried, dead, in this order;
+5. of the same twice (progress; or a worker died, and the message was delivered again), the later by the clock.
 
 Each report tells all that its row holds, but for `first_at`, the earliest of all. So the row is the same for every
 order of the same reports.
@@ -32,7 +32,10 @@ _STAGES = {DeliveryState.BEING_HANDLED: 1, DeliveryState.WAITING_FOR_RETRY: 2, D
 _HANDLED = 4
 
 #: What a report that is later replaces.
-_TOLD = ("type", "state", "redrive", "attempts", "changed_at", "due_at", "last_error", "worker")
+_TOLD = (
+    *("type", "state", "redrive", "attempts", "changed_at", "due_at", "last_error", "worker"),
+    *("progress", "progress_text"),
+)
 
 
 def fold(connection: Connection, outcomes: Iterable[Outcome]) -> None:
@@ -82,6 +85,8 @@ def _row(outcome: Outcome, first_at: datetime) -> dict[str, Any]:
         "due_at": outcome.due_at,
         "last_error": outcome.error,
         "worker": outcome.worker,
+        "progress": outcome.progress,
+        "progress_text": outcome.progress_text,
     }
 
 

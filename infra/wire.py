@@ -37,7 +37,7 @@ import os
 import threading
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -287,10 +287,10 @@ def cut_start(value: str, size: int) -> str:
     return raw.decode() if len(raw) <= size else "…" + raw[len(raw) - size + 3 :].decode("utf-8", "ignore")
 
 
-def attempt_of(number: int, worker: str, error: BaseException) -> Attempt:
-    """The record of a try that ended with *error*, now."""
+def attempt_of(number: int, worker: str, error: BaseException, mask: Callable[[str], str] = str) -> Attempt:
+    """The record of a try that ended with *error*, now. mask: takes from its text what nobody is to read."""
     at = now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    said = text(str(error)[: MAX_ERROR + 1].encode("utf-8", "replace")).translate(_CONTROLS)
+    said = text(mask(str(error))[: MAX_ERROR + 1].encode("utf-8", "replace")).translate(_CONTROLS)
     return Attempt(number, at, worker, type(error).__name__[:100], cut(said, MAX_ERROR))
 
 

@@ -37,7 +37,15 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     engine.dispose()
 
 
-def told(event: str, attempt: int = 1, *, redrive: str = "", at: float = 0.0, worker: str = "host:1") -> Outcome:
+def told(
+    event: str,
+    attempt: int = 1,
+    *,
+    redrive: str = "",
+    at: float = 0.0,
+    worker: str = "host:1",
+    progress: float | None = None,
+) -> Outcome:
     """A report, *at* seconds after the beginning."""
     return Outcome(
         state=STATES[event],
@@ -50,6 +58,8 @@ def told(event: str, attempt: int = 1, *, redrive: str = "", at: float = 0.0, wo
         due_at=BEGAN + timedelta(seconds=at + 5) if event == "retried" else None,
         error=f"failed {attempt}" if event in ("retried", "dead") else None,
         worker=worker,
+        progress=progress,
+        progress_text=None if progress is None else f"{progress:.0%}",
     )
 
 
@@ -89,6 +99,19 @@ LIVES = {
     "handled first, and by a late duplicate not": (
         [told("handled", 1, at=1), told("retried", 4, at=2), told("dead", 5, at=3), told("started", 1, redrive=FIRST)],
         ("handled", None, 1),
+    ),
+    "its handler tells how far it is": (
+        [
+            told("started", 1, at=0),
+            told("progress", 1, at=1, progress=0.25),
+            told("progress", 1, at=2, progress=0.5),
+            told("progress", 1, at=3, progress=0.4),
+        ],
+        ("being handled", None, 1),
+    ),
+    "it failed after it told how far it was": (
+        [told("progress", 2, at=1, progress=0.9), told("started", 2, at=0.5), told("retried", 2, at=2)],
+        ("waiting for a retry", None, 2),
     ),
     "handled twice": (
         [told("handled", 1, at=1), told("handled", 1, at=4, worker="host:2"), told("handled", 1, redrive=FIRST, at=2)],
@@ -132,6 +155,9 @@ def test_the_row_is_the_same_whatever_the_order_the_repeats_and_the_batches(engi
     row = dict(zip([column.name for column in deliveries.c if column.name != "message_id"], found[0], strict=True))
     assert (row["state"], row["redrive"], row["attempts"]) == (state, redrive, attempts)
     assert row["first_at"] == min(report.at for report in reports)
+    # What is told of progress is that of the last report, and of none that came before it.
+    last = max((report for report in reports if report.state == state), key=lambda report: report.at)
+    assert (row["progress"], row["progress_text"]) == (last.progress, last.progress_text)
 
 
 def test_deliveries_of_one_message_to_two_consumers_are_two_rows(engine: Engine) -> None:

@@ -612,3 +612,44 @@ def test_the_log_of_a_failure_names_the_message_and_what_comes_next(caplog: pyte
         f"billing: {TYPE} m-1 failed, retry in 5s: ValueError('no')",
         f"billing: {TYPE} m-1 goes to review: the account is closed",
     ]
+
+
+# --- secrets -----------------------------------------------------------------------------------------------
+
+SECRET = "4111-1111"
+PAID_BY = b'{"id": "A-1", "card": "4111-1111"}'
+
+
+@pytest.mark.parametrize("retry", [fixed(attempts=1), fixed(attempts=2)])
+def test_no_secret_of_the_message_is_in_anything_that_is_said_of_its_failure(
+    retry: RetryPolicy, caplog: pytest.LogCaptureFixture
+) -> None:
+    error = ValueError("x" * (wire.MAX_ERROR - 4) + f" {SECRET} was refused")  # which the cut would leave a part of
+    error.__cause__ = KeyError(SECRET)
+    settlement = _handled(raises=error, body=PAID_BY, retry=retry, headers=TRACKED)
+    said = [str(_headers(settlement)), str(_reported(settlement)), *caplog.messages]
+    assert all(SECRET[:3] not in text for text in said)
+    assert all("xxx" in text for text in said)
+    assert _only(settlement).body == PAID_BY
+
+
+def test_a_reason_that_the_handler_gives_is_masked() -> None:
+    settlement = _handled(raises=Reject(f"the card {SECRET} is blocked"), body=PAID_BY)
+    assert _reason(settlement) == "the card ********** is blocked"
+
+
+def test_a_check_of_the_contract_that_quotes_a_secret_is_masked() -> None:
+    @message("test.handling.checked")
+    class Checked(BaseModel):
+        card: SecretStr
+
+        @field_validator("card", mode="before")
+        @classmethod
+        def _refuses(cls, value: str) -> str:
+            raise ValueError(f"{value} is no card")
+
+    strict = Consumer("billing", lambda *_: None, {TYPE: Checked}, fixed(attempts=1), True, False)
+    given = Properties.from_wire(Properties(message_id="m-1", type=TYPE).wire)
+    delivery = Delivery(MESSAGES, TYPE, given, b'{"card": "4111-1111"}')
+    settlement = handle(Way(strict, WORKER, lambda *_: None, wants_context=True), delivery)
+    assert _reason(settlement) == f"the body is no {TYPE}: card: Value error, ********** is no card"

@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel, Field, RootModel, Secret, SecretBytes, SecretStr
 from typing_extensions import TypedDict
 
-from ackline.consumers.masking import MASK, holds_secrets, mask_of
+from ackline.consumers.masking import MASK, MOST_VALUES, holds_secrets, mask_of, mask_of_body
 
 
 class Plain(BaseModel):
@@ -144,3 +144,18 @@ def test_of_a_secret_within_another_nothing_is_left() -> None:
 def test_the_secrets_of_several_messages_are_masked() -> None:
     mask = mask_of(Plain(), Card(number=SecretStr("first")), Card(number=SecretStr("second")))
     assert mask("first, second, third") == f"{MASK}, {MASK}, third"
+
+
+def test_of_a_body_that_is_no_message_every_value_is_masked() -> None:
+    mask = mask_of_body(b'{"card": {"number": "4111-1"}, "cvc": [123, 1.5], "ok": true, "none": null}')
+    assert mask("card: 4111-1, cvc 123 (not 1234), 1.5, True") == f"card: {MASK}, cvc {MASK} (not 1234), {MASK}, True"
+
+
+def test_of_a_body_with_very_many_values_nothing_is_told() -> None:
+    many = b"[" + b"1," * MOST_VALUES + b"1]"
+    assert mask_of_body(many)("expected 7") == "(withheld: it may quote a secret)"
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"hello", b"[" * 100_000])
+def test_of_a_body_that_is_not_json_no_value_can_be_quoted(body: bytes) -> None:
+    assert mask_of_body(body)("expected value at line 1") == "expected value at line 1"
