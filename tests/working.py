@@ -30,7 +30,7 @@ def consumer_of(
     return Consumer(
         name,
         handler,
-        {type_of(model): model for model in models},
+        options.pop("types", {type_of(model): model for model in models}),
         retry or fixed(attempts=3, delay="1s"),
         len(inspect.signature(handler).parameters) == 2,
         inspect.iscoroutinefunction(handler),
@@ -58,8 +58,8 @@ def working(url: str, *consumers: Consumer, **options: Any) -> Iterator[Worker]:
     thread.start()
     try:
         with Client(url) as client:
-            for found in consumers:
-                until(partial(client.consumers, found.name), what=f"the worker to consume {found.name}")
+            for queue in [queue for found in consumers for queue in found.queue.queues]:
+                until(partial(client.consumers, queue), what=f"the worker to consume {queue}")
         yield worker
     finally:
         worker.stop()
