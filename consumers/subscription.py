@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -53,8 +53,12 @@ class Subscription:
         deliver: Callable[[list[Delivery]], None],
         consuming: Callable[[], None],
         quiet: Callable[[], bool] = lambda: True,
+        voided: Callable[[], None] = lambda: None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """prefetch: unacked deliveries at most, to begin with. consuming: called when the broker has begun to deliver.
+
+        voided: called when the channel is gone, and so its deliveries. arguments: of `basic.consume`.
 
         quiet: whether nothing more is to be expected soon, so that an answer should go out at once.
         """
@@ -68,6 +72,8 @@ class Subscription:
         self._deliver = deliver
         self._consuming = consuming
         self._quiet = quiet
+        self._voided = voided
+        self._arguments = dict(arguments or {})
         self._channel: Channel | None = None
         #: Consumer tag of the subscription that is wanted; None while there is to be none.
         self._tag: str | None = None
@@ -150,6 +156,27 @@ class Subscription:
         if prefetch:
             self._subscribe(self._channel)
 
+    def release(self, *, prefetch: int | None) -> None:
+        """Return what has no answer to its queue, in order, by closing the channel; then begin anew with *prefetch*.
+
+        None: never. It counts as a delivery. Not by cancelling before, as pika does: the next worker of a queue with a
+        single active consumer would get what follows before what returns.
+        """
+        self.flush_all()
+        self._stopping = self._stopping or prefetch is None
+        self._prefetch = prefetch or 0
+        channel = self._channel
+        if channel is None or not channel.is_open:
+            return
+        connection: Any = channel.connection
+        connection.forget_deliveries(channel.channel_number)  # nothing that still comes is of the next channel
+        self._forget()
+        cancelled: Any = channel._cancelled
+        cancelled.update(channel.consumer_tags)
+        channel.close()
+        if not self._stopping:
+            self._link.later(0.1, lambda: self.open(connection))
+
     def flush(self) -> None:
         """Send the answers that have come together."""
         self._woken = False
@@ -178,6 +205,7 @@ class Subscription:
         self._tag = None
         self._cancelling = 0
         self._answers = None
+        self._voided()
 
     def _opened(self, channel: Channel) -> None:
         if self._stopping:
@@ -186,10 +214,14 @@ class Subscription:
         channel.add_on_cancel_callback(self._cancelled)
         if self._prefetch:
             self._subscribe(channel)
+        else:  # paused: it is as ready as it can be
+            self._consuming()
 
     def _subscribe(self, channel: Channel) -> None:
         channel.basic_qos(prefetch_count=self._prefetch)  # it holds for the subscription that begins next
-        tag = self._tag = channel.basic_consume(self.queue, self._on_message, callback=self._began)
+        tag = self._tag = channel.basic_consume(
+            self.queue, self._on_message, arguments=self._arguments, callback=self._began
+        )
         self._unanswered = tag
         self._link.later(ANSWER_SECONDS, lambda: self._look_for_answer(tag))
 
