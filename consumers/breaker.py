@@ -29,11 +29,15 @@ import threading
 import time
 from collections.abc import Callable
 from enum import Enum
+from typing import Any, TypeAlias
 
+from ackline.consumers.decision import AlreadyHandled, Park
 from ackline.infra.durations import seconds
 from ackline.infra.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
+
+Call: TypeAlias = Callable[[Any, Any], Any]
 
 
 class Breaker:
@@ -112,6 +116,49 @@ class Circuit:
         self._until_wider = 0  # successes until the window doubles
         self._opened_at = 0.0
         self._probes = 0
+
+    def around(self, call: Call, *, is_async: bool, is_batch: bool) -> Call:
+        """*call*, which runs the handler, with the circuit told how it ends. It raises `Park` for what is parked."""
+        if is_async:
+
+            async def arun(message: Any, context: Any) -> Any:
+                began = self.begin()
+                try:
+                    result = await call(message, context)
+                except BaseException as error:
+                    if (parked := self._parked(began, error)) is None:
+                        raise
+                    return _instead(parked, message if is_batch else None, error)
+                return self._returned(began, result if is_batch else None)
+
+            return arun
+
+        def run(message: Any, context: Any) -> Any:
+            began = self.begin()
+            try:
+                result = call(message, context)
+            except BaseException as error:
+                if (parked := self._parked(began, error)) is None:
+                    raise
+                return _instead(parked, message if is_batch else None, error)
+            return self._returned(began, result if is_batch else None)
+
+        return run
+
+    def _parked(self, began: int, error: BaseException) -> Park | None:
+        if isinstance(error, AlreadyHandled | Park):  # no handler was run
+            return None
+        delay = self.failed(began, error)
+        return None if delay is None else Park(delay)
+
+    def _returned(self, began: int, results: Any) -> Any:
+        """results: of a batch handler, an exception for each message that failed; None: all is well."""
+        first = next((error for error in results or () if isinstance(error, self._breaker.on)), None)
+        if first is None:
+            self.succeeded(began)
+        elif (parked := self._parked(began, first)) is not None:
+            return [parked if isinstance(error, self._breaker.on) else error for error in results]
+        return results
 
     def begin(self) -> int:
         """A handler begins. Returns what is to be told when it ends."""
@@ -204,3 +251,10 @@ class Circuit:
         self._state = state
         self._period += 1
         self._failures = 0
+
+
+def _instead(parked: Park, batch: list[Any] | None, error: BaseException) -> list[Park]:
+    """Of a batch handler all messages are parked; handled again one by one each of them would fail."""
+    if batch is None:
+        raise parked from error
+    return [parked] * len(batch)

@@ -80,6 +80,7 @@ def worker(
 def _supervise(configured: Settings, names: str | None, *, reload: bool) -> int:
     command = [sys.executable, "-m", "ackline.infra", "worker"]
     command += ["--concurrency", str(configured.concurrency), "--prefetch", str(configured.prefetch)]
+    command += ["--processes", str(configured.processes)]
     if names is not None:
         command += ["--consumers", names]
     if configured.max_memory is not None:
@@ -95,6 +96,8 @@ def _supervise(configured: Settings, names: str | None, *, reload: bool) -> int:
 
 def _work(configured: Settings, names: str | None, place: Place) -> None:
     # Imported here, since the parent has no use for them.
+    from ackline.consumers.control import reader
+    from ackline.consumers.isolation import Isolation
     from ackline.consumers.worker import Worker
     from ackline.infra.stopping import stop_on_signal
 
@@ -104,6 +107,9 @@ def _work(configured: Settings, names: str | None, place: Place) -> None:
         concurrency=configured.concurrency,
         prefetch=configured.prefetch,
         grace_seconds=configured.grace_seconds,
+        processes=configured.processes,
+        read_pauses=reader(configured),
+        isolation=Isolation(place.journal, max_memory=configured.max_memory),
     )
     stop_on_signal(role.stop)
     role.run()

@@ -42,7 +42,9 @@ class Listed:
         """What it does, for a person."""
         if self.pause is not None:
             return "paused"
-        return "no worker" if self.consumers == 0 else "running"
+        if self.consumers is None:
+            return "unknown"
+        return "running" if self.consumers else "no worker"
 
 
 def listed(management: Management, paused: Mapping[str, Pause]) -> list[Listed]:

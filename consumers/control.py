@@ -16,10 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal, NamedTuple
 
-import pika
 from pika.channel import Channel
 from pydantic import BaseModel, Field, ValidationError
 
+from ackline.infra.connection import Connection
 from ackline.infra.errors import AcklineError
 from ackline.infra.link import Link
 from ackline.infra.names import CONTROL
@@ -161,7 +161,7 @@ class Control:
 
     # --- on the I/O thread -----------------------------------------------------------------------------
 
-    def open(self, connection: pika.SelectConnection) -> None:
+    def open(self, connection: Connection) -> None:
         """Listen on a new channel of *connection*."""
         if connection.is_open and self._channel is None:
             self._channel = connection.channel(on_open_callback=self._opened)

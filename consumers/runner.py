@@ -12,21 +12,27 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Protocol, TypeAlias
 
 from ackline.consumers.batching import Collector, ahandle_batch, handle_batch
-from ackline.consumers.calling import compose
+from ackline.consumers.breaker import Circuit
+from ackline.consumers.calling import way_of
 from ackline.consumers.consumer import Consumer
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.event_loop import EventLoop
-from ackline.consumers.handling import HANDLED, Outgoing, Report, Settlement, Way, ahandle, handle, started
-from ackline.consumers.middleware import around
+from ackline.consumers.handling import HANDLED, Outgoing, Report, Settlement, ahandle, handle, started
+from ackline.consumers.isolation import Isolation
+from ackline.consumers.journal import Section, key_of
 from ackline.consumers.pool import Pool
+from ackline.consumers.progress import Progress
+from ackline.consumers.rate import Bucket, Throttle
 from ackline.consumers.reporting import Reports
 from ackline.consumers.settling import Settling
+from ackline.consumers.stopping import Stopping
 from ackline.consumers.subscription import Subscription
+from ackline.consumers.time_limit import check
 from ackline.infra import wire
 from ackline.infra.link import Link
 
@@ -56,7 +62,17 @@ class Services(Protocol):
     name: str
     link: Link
     pool: Pool[Item]
+    #: The thread for suspects.
+    apart: Pool[Item]
+    #: Tells suspects, and handles them; None where there is no process to do so.
+    isolation: Isolation | None
+    #: What is in a handler here.
+    journal: Section
     reports: Reports
+    #: What handlers tell of theirs.
+    progress: Progress
+    #: Set when the worker begins to stop.
+    stopping: Stopping
 
     def event_loop(self) -> EventLoop[Item]:
         """The loop of the async handlers, made when it is first asked for."""
@@ -78,19 +94,38 @@ class Runner:
     """Runs *consumer* on what its subscription delivers. What says so runs on the I/O thread only."""
 
     def __init__(
-        self, consumer: Consumer, services: Services, *, concurrency: int, prefetch: int, consumer_timeout: float
+        self,
+        consumer: Consumer,
+        services: Services,
+        *,
+        concurrency: int,
+        prefetch: int,
+        consumer_timeout: float,
+        processes: int,
+        queue: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         """concurrency: handlers at once. prefetch: unacked deliveries at most. consumer_timeout: the broker's, seconds.
 
-        Raises `ConfigurationError` when the consumer's middleware does not fit its handler.
+        processes: those that share the consumer's rate. Raises `ConfigurationError` when the consumer's middleware does
+        not fit its handler, or its rate is too low. queue: the one of the consumer's name when None. arguments: of the
+        subscription.
         """
         self.consumer = consumer
         self._services = services
         self._concurrency = concurrency
         self._most = prefetch
         self._longest_wait = consumer_timeout * _WAIT_SHARE
-        wants_context = consumer.takes_context or consumer.inbox is not None or bool(around(consumer.middleware))
-        self.way = Way(consumer, services.name, compose(consumer), wants_context)
+        if consumer.time_limit is not None:
+            check(consumer.name, consumer.time_limit, waiting=self._longest_wait, consumer_timeout=consumer_timeout)
+        self.way = way_of(consumer, services.name, stopping=services.stopping, tell=services.progress.tell)
+        if consumer.breaker is not None:
+            circuit = Circuit(
+                consumer.name, consumer.breaker, prefetch=prefetch, limit=self._limit_by_circuit, later=services.later
+            )
+            call = circuit.around(self.way.call, is_async=consumer.is_async, is_batch=consumer.batch is not None)
+            self.way = self.way._replace(call=call)
+        self._journal = services.journal
         #: Seconds that the handler takes, of late; None before the first.
         self.seconds: float | None = None
         self._limits: dict[str, int] = {}
@@ -101,13 +136,24 @@ class Runner:
         executor: Pool[Item] | EventLoop[Item]
         executor = self._executor = services.event_loop() if consumer.is_async else services.pool
         self._collector = Collector(batch, executor.submit, services.link.later) if batch is not None else None
+        self._hand_over: Callable[[list[Delivery]], None] = (
+            self._collector.add if self._collector is not None else executor.submit
+        )
+        self._throttle: Throttle | None = None
+        if consumer.rate is not None:
+            bucket = Bucket(consumer.rate / processes, time.monotonic())
+            self._throttle = Throttle(bucket, self._hand_over, services.link.later)
+            self._hand_over = self._throttle.add
+            self._limits["rate"] = bucket.prefetch
         self.subscription = Subscription(
-            consumer.name,
+            queue or consumer.name,
             services.link,
-            prefetch=self._wanted,
+            prefetch=self._allowed,
             deliver=self._deliver,
             consuming=services.consuming,
             quiet=self._is_quiet,
+            voided=self.voided,
+            arguments=arguments,
         )
         self.subscription.owner = self
 
@@ -115,10 +161,18 @@ class Runner:
 
     def _deliver(self, deliveries: list[Delivery]) -> None:
         self._services.busy()
-        if self._collector is not None:
-            self._collector.add(deliveries)
-        else:
-            self._executor.submit(deliveries)
+        self._dispatch(deliveries)
+
+    def _dispatch(self, deliveries: list[Delivery]) -> None:
+        """Hand these over to be handled: suspects apart."""
+        if suspects := [delivery for delivery in deliveries if delivery.redelivered and self._is_suspect(delivery)]:
+            self._services.apart.submit(suspects)
+            deliveries = [delivery for delivery in deliveries if delivery not in suspects]
+        self._hand_over(deliveries)
+
+    def _is_suspect(self, delivery: Delivery) -> bool:
+        isolation = self._services.isolation
+        return isolation is not None and isolation.suspects(self.consumer.name, delivery)
 
     def limit(self, reason: str, most: int | None) -> None:
         """At most *most* unacked deliveries, for that reason; 0: none, and what has not begun is given back.
@@ -131,25 +185,47 @@ class Runner:
             self._limits[reason] = most
         self._hold()
 
+    @property
+    def _allowed(self) -> int:
+        return min([self._wanted, *self._limits.values()])
+
     def _hold(self) -> None:
-        prefetch = min([self._wanted, *self._limits.values()])
+        prefetch = self._allowed
         self.subscription.hold(prefetch)
         if not prefetch:
             self.give_back(self.withdraw())
 
+    def voided(self) -> None:
+        """The channel is gone, and with it what was delivered on it."""
+
+    def stop(self) -> None:
+        """Take nothing more; give back what has not begun."""
+        self.subscription.stop()
+        self.give_back(self.withdraw())
+
+    def close(self) -> None:
+        """Send every answer."""
+        self.subscription.flush_all()
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether nothing more comes, and everything that came is answered."""
+        return self.subscription.has_stopped
+
     def withdraw(self, wanted: Callable[[Delivery], bool] = lambda delivery: True) -> list[Delivery]:
         """Take back those of this consumer's deliveries that have not begun and that *wanted* says."""
-        subscription = self.subscription
 
         def mine(item: Item) -> bool:
             first = item[0] if isinstance(item, list) else item
-            return first.source is subscription and wanted(first)
+            return first.source.owner is self and wanted(first)
 
         found: list[Delivery] = []
-        for item in self._executor.withdraw(mine):
+        for item in self._executor.withdraw(mine) + self._services.apart.withdraw(mine):
             found += item if isinstance(item, list) else [item]
         if self._collector is not None:
             found += self._collector.withdraw()
+        if self._throttle is not None:
+            found += self._throttle.withdraw(wanted)
         return found
 
     @staticmethod
@@ -197,13 +273,30 @@ class Runner:
         try:
             if isinstance(item, list):
                 current = [delivery for delivery in item if delivery.is_current]
-                for delivery, settlement in zip(current, handle_batch(self.way, current), strict=True):
+                slots = [self._note(delivery) for delivery in current]
+                settlements = handle_batch(self.way, current)
+                for slot in slots:
+                    self._journal.leave(slot)
+                for delivery, settlement in zip(current, settlements, strict=True):
                     self._answer(delivery, settlement)
             elif item.is_current:  # else the connection was lost while it waited; the broker delivers it again
-                self._answer(item, handle(self.way, item))
+                slot = self._note(item)
+                settlement = handle(self.way, item)
+                self._journal.leave(slot)
+                self._answer(item, settlement)
         except Exception:
             self._give_up(item)
         self._took(time.monotonic() - since)
+
+    def run_apart(self, item: Item) -> None:
+        """Handle a suspect. On the thread for suspects."""
+        assert isinstance(item, Delivery)  # noqa: S101
+        assert self._services.isolation is not None  # noqa: S101
+        try:
+            if item.is_current:
+                self._answer(item, self._services.isolation.handle(self.way, item))
+        except Exception:
+            self._give_up(item)
 
     async def arun(self, item: Item) -> None:
         """Handle what was delivered. On the event loop."""
@@ -211,13 +304,24 @@ class Runner:
         try:
             if isinstance(item, list):
                 current = [delivery for delivery in item if delivery.is_current]
-                for delivery, settlement in zip(current, await ahandle_batch(self.way, current), strict=True):
+                slots = [self._note(delivery) for delivery in current]
+                settlements = await ahandle_batch(self.way, current)
+                for slot in slots:
+                    self._journal.leave(slot)
+                for delivery, settlement in zip(current, settlements, strict=True):
                     self._answer(delivery, settlement)
             elif item.is_current:
-                self._answer(item, await ahandle(self.way, item))
+                slot = self._note(item)
+                settlement = await ahandle(self.way, item)
+                self._journal.leave(slot)
+                self._answer(item, settlement)
         except Exception:
             self._give_up(item)
         self._took(time.monotonic() - since)
+
+    def _note(self, delivery: Delivery) -> int:
+        """Note in the journal that the handler begins: a death of this process from now on makes it a suspect."""
+        return self._journal.enter(key_of(self.consumer.name, delivery.properties, delivery.body))
 
     def _answer(self, delivery: Delivery, settlement: Settlement) -> None:
         if settlement is HANDLED:
@@ -241,6 +345,9 @@ class Runner:
         self.seconds = seconds if known is None else known + (seconds - known) * _WEIGHT
 
     # --- any thread ------------------------------------------------------------------------------------
+
+    def _limit_by_circuit(self, most: int | None) -> None:
+        self._services.link.call(lambda: self.limit("breaker", most))
 
     @property
     def is_slow(self) -> bool:

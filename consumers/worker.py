@@ -26,16 +26,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ackline.consumers.consumer import Consumer
+from ackline.consumers.control import Control, Pause
 from ackline.consumers.event_loop import EventLoop
 from ackline.consumers.handling import Outgoing
+from ackline.consumers.isolation import Isolation
+from ackline.consumers.journal import private_journal
 from ackline.consumers.pool import Pool
+from ackline.consumers.progress import Progress
 from ackline.consumers.reporting import Reports
 from ackline.consumers.runner import REPORT_SECONDS, Item, Runner
+from ackline.consumers.stopping import Stopping
+from ackline.consumers.shard import Shard
 from ackline.infra.connection import Connection
 from ackline.infra.errors import AcklineError
 from ackline.infra.link import BrokerUnreachable, Link
@@ -43,6 +50,9 @@ from ackline.infra.ready import ready
 from ackline.infra.settings import process_name
 from ackline.infra.topology import TopologyNotPermitted, declare
 from ackline.producer.publisher import Publisher
+
+if TYPE_CHECKING:  # it brings SQLAlchemy
+    from ackline.consumers.inbox import Inbox
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +62,8 @@ _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
 _CONFIRM_SECONDS = 15.0
 #: Seconds between two looks at what has finished.
 TICK_SECONDS = 0.01
+#: Seconds to wait at the start for a database to say which consumers are paused.
+_PAUSES_SECONDS = 15.0
 #: Ticks between two looks at how long handlers take, and at what has waited for too long.
 _TICKS_TO_ADAPT, _TICKS_TO_GIVE_BACK = 10, 500
 
@@ -68,11 +80,16 @@ class Worker:
         prefetch: int = 500,
         grace_seconds: float = 10.0,
         consumer_timeout: float = 1800.0,
+        processes: int = 1,
+        read_pauses: Callable[[], Mapping[str, Pause]] | None = None,
+        isolation: Isolation | None = None,
     ) -> None:
         """url: the broker. concurrency: handlers at once, in threads; and as many on the event loop.
 
         prefetch: unacked deliveries per consumer at most. grace_seconds: how long `stop` waits for running handlers.
-        consumer_timeout: the broker's, in seconds.
+        consumer_timeout: the broker's, in seconds. processes: those that share a consumer's rate, this one included.
+        read_pauses: which consumers are paused, by the database; None where there is none (see `Control`).
+        isolation: tells suspects of poison, and handles them apart; without it no message is one.
 
         Raises `ConfigurationError` for a consumer that cannot be run.
         """
@@ -86,15 +103,35 @@ class Worker:
             url, f"worker consumes {self.name}", on_up=self._up, on_down=self._down, on_refused=self._refused
         )
         self.reports = Reports(self.send, self.later)
+        self.progress = Progress(self.reports.add)
+        self.stopping = Stopping()
         self.pool: Pool[Item] = Pool(concurrency, self._run, "handler")
+        self.apart: Pool[Item] = Pool(1, self._run_apart, "suspects")
+        self.isolation = isolation
+        self.journal = private_journal().own if isolation is None else isolation.journal.own
         self._event_loop: EventLoop[Item] | None = None
+        self._inboxes: list[Inbox] = []
         self._runners = {
-            found.name: Runner(
-                found, self, concurrency=concurrency, prefetch=prefetch, consumer_timeout=consumer_timeout
+            queue: (Runner if found.order is None else Shard)(
+                found,
+                self,
+                queue=queue,
+                concurrency=concurrency,
+                prefetch=prefetch,
+                consumer_timeout=consumer_timeout,
+                processes=processes,
             )
             for found in self._consumers
+            for queue in found.queue.queues
         }
         self._subscriptions = [runner.subscription for runner in self._runners.values()]
+        self._control = Control(
+            self.link,
+            [found.name for found in self._consumers],
+            worker=self.name,
+            limit=lambda name, most: self.limit(name, "pause", most),
+            read=read_pauses,
+        )
         self._connection: Connection | None = None
         self._events: SimpleQueue[str | AcklineError] = SimpleQueue()
         self._subscribed = 0
@@ -110,13 +147,16 @@ class Worker:
     def run(self) -> None:
         """Connect, consume, and return after `stop`. The connection is kept up meanwhile.
 
-        Raises `AcklineError` when the first connection is refused or the topology does not fit.
+        Raises `AcklineError` when the first connection is refused, the topology does not fit, or an inbox has no table.
         """
         self.link.start()
         first = True
         try:
+            self._open_inboxes()
             while (event := self._events.get()) != "stop":
                 if event == "up" and self._apply_topology(fatal=first):
+                    if first:
+                        self._control.start(_PAUSES_SECONDS)
                     first = False
                     self.link.call(self._subscribe)
                 elif isinstance(event, AcklineError) and first:
@@ -149,8 +189,18 @@ class Worker:
             wait = min(wait * 2, _RETRY_MOST)
         return False  # the next connection brings another event
 
+    def _open_inboxes(self) -> None:
+        for found in self._consumers:
+            if found.inbox is not None:
+                found.inbox.open(self._concurrency)
+                self._inboxes.append(found.inbox)
+
     def _shut_down(self) -> None:
         deadline = time.monotonic() + self._grace
+        self.stopping.set()
+        if self.isolation is not None:
+            self.isolation.stop()
+        self._control.stop()
         self.link.call(self._stop_taking)
         self._stopped.wait(max(deadline - time.monotonic(), 0.0))
         if not self._stopped.is_set():
@@ -160,6 +210,11 @@ class Worker:
         self._on_io(self._answer_everything)
         self.link.stop()
         self.pool.stop()
+        if self.isolation is not None:
+            self.isolation.close()
+        self.apart.stop()
+        for inbox in self._inboxes:
+            inbox.close()
         if self._event_loop is not None:
             self._event_loop.stop()
 
@@ -181,24 +236,25 @@ class Worker:
 
     def _down(self, reason: AcklineError) -> None:
         self._connection = None
+        self._control.lost()
         for subscription in self._subscriptions:
             subscription.lost()
 
     def _subscribe(self) -> None:
         if self._connection is not None:
+            self._control.open(self._connection)
             for subscription in self._subscriptions:
                 subscription.open(self._connection)
 
     def _stop_taking(self) -> None:
         self._stopping = True
         for runner in self._runners.values():
-            runner.subscription.stop()
-            runner.give_back(runner.withdraw())
+            runner.stop()
         self.busy()
 
     def _answer_everything(self) -> None:
-        for subscription in self._subscriptions:
-            subscription.flush_all()
+        for runner in self._runners.values():
+            runner.close()
 
     def consuming(self) -> None:
         """See `Services`."""
@@ -215,13 +271,14 @@ class Worker:
 
     def _tick(self) -> None:
         self._ticks += 1
+        self.progress.tick()
         self.reports.flush()
         self.pool.tick()
         for subscription in self._subscriptions:
             subscription.flush()
         if self._ticks % _TICKS_TO_ADAPT == 0:
             self._adapt()
-        if self._stopping and all(subscription.has_stopped for subscription in self._subscriptions):
+        if self._stopping and all(runner.has_stopped for runner in self._runners.values()):
             self._stopped.set()
         if self._stopping or any(subscription.unsettled for subscription in self._subscriptions):
             self.link.later(TICK_SECONDS, self._tick)
@@ -251,7 +308,9 @@ class Worker:
         """What runs now: number of its thread or task, the item, since when."""
         found = [
             (number, item, since)
-            for number, (item, since) in enumerate(zip(self.pool.running, self.pool.since, strict=True))
+            for number, (item, since) in enumerate(
+                zip(self.pool.running + self.apart.running, self.pool.since + self.apart.since, strict=True)
+            )
             if item is not None
         ]
         if self._event_loop is not None:
@@ -265,8 +324,9 @@ class Worker:
     def limit(self, consumer: str, reason: str, most: int | None) -> None:
         """At most *most* unacked deliveries for *consumer*, for that *reason*; 0: none, and what has not begun is given
         back; None lifts it. The least of all reasons' holds."""
-        runner = self._runners[consumer]
-        self.link.call(lambda: runner.limit(reason, most))
+        for runner in self._runners.values():
+            if runner.consumer.name == consumer:
+                self.link.call(partial(runner.limit, reason, most))
 
     def send(self, outgoing: Outgoing) -> Any:
         """The future of a confirm for a settlement's publish."""
@@ -291,6 +351,10 @@ class Worker:
     @staticmethod
     def _run(item: Item, _thread: int) -> None:
         _runner_of(item).run(item)
+
+    @staticmethod
+    def _run_apart(item: Item, _thread: int) -> None:
+        _runner_of(item).run_apart(item)
 
     @staticmethod
     async def _arun(item: Item) -> None:

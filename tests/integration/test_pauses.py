@@ -316,6 +316,7 @@ def rows(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def test_the_list_has_every_consumer_of_the_vhost_without_its_code(declared: Settings) -> None:
+    until(lambda: all(row["state"] != "unknown" for row in rows(declared).values()), what="RabbitMQ to count")
     assert rows(declared) == {
         "billing": {
             "name": "billing",
@@ -352,7 +353,7 @@ def test_the_list_says_who_paused_a_consumer_since_when_and_why(declared: Settin
     assert (done.returncode, done.stdout, done.stderr) == (0, "billing: paused\n", "")
     listed = run(declared, "consumers", "list")
     assert re.search(
-        r"^billing +0 +0 +0 +paused by ada since 20\S+ \S+Z: double charges +order.changed, order.placed",
+        r"^billing +[0?] +[0?] +[0?] +paused by ada since 20\S+ \S+Z: double charges +order.changed, order.placed",
         listed.stdout,
         re.MULTILINE,
     ), listed.stdout

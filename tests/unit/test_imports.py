@@ -39,8 +39,11 @@ PRODUCER_NAMES = [
 CONSUMERS_NAMES = [
     "Ack",
     "AlreadyHandled",
+    "Batch",
+    "Breaker",
     "Context",
     "Failure",
+    "Middleware",
     "Park",
     "Reject",
     "Retry",
@@ -52,6 +55,7 @@ CONSUMERS_NAMES = [
     "fixed",
     "registered",
     "schedule",
+    "use",
 ]
 
 
