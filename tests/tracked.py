@@ -14,7 +14,7 @@ from ackline.producer import message
 
 FOLDER = "ACKLINE_TEST_TRACKED"
 
-Task = Literal["succeed", "retry once", "wait for an hour", "fail until repaired", "wait for the gate"]
+Task = Literal["succeed", "retry once", "wait for an hour", "fail until repaired", "wait for the gate", "tell"]
 
 
 @message("test.tracked", track=True)
@@ -68,5 +68,8 @@ def _do(task: Task, file: str, context: Context) -> None:
         raise RetryLater("1h", "the shop is closed")
     if task == "fail until repaired" and not there.exists():
         raise Reject("it is broken")
-    while task == "wait for the gate" and not there.exists():
+    if task == "tell":
+        context.progress(0.1, "nobody need see this")
+        context.progress(0.4, "4 of 10 rows")
+    while task in ("wait for the gate", "tell") and not there.exists():
         time.sleep(0.01)

@@ -159,6 +159,22 @@ def test_right_after_the_202_a_status_is_waiting_and_never_404_though_nobody_han
             assert running.reaches(both, "handled")["is_final"]
 
 
+def test_a_handler_that_tells_how_far_it_is_shows_that_until_it_ends(shared: Stack) -> None:
+    accepted = shared.publish(task="tell", file="told")
+
+    def told() -> bool:
+        delivery = only(shared.status(accepted))
+        return (delivery["state"], delivery["progress"], delivery["progress_text"]) == (
+            *("being handled", 0.4),
+            "4 of 10 rows",
+        )
+
+    until(told, what="the progress")
+    (shared.folder / "told").touch()
+    delivery = only(shared.reaches(accepted, "handled"))
+    assert (delivery["progress"], delivery["progress_text"]) == (None, None)
+
+
 def test_a_message_that_is_handled_is_final(shared: Stack) -> None:
     before = wire.now()
     status = shared.reaches(shared.publish(), "handled")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretStr, field_validator
 
-from ackline.consumers import Context, Reject, RetryLater, RetryPolicy, fixed
+from ackline.consumers import AlreadyHandled, Context, Park, Reject, RetryLater, RetryPolicy, fixed
 from ackline.consumers.consumer import Consumer
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import Outgoing, Report, Settlement, Way, handle, started
@@ -612,6 +612,55 @@ def test_the_log_of_a_failure_names_the_message_and_what_comes_next(caplog: pyte
         f"billing: {TYPE} m-1 failed, retry in 5s: ValueError('no')",
         f"billing: {TYPE} m-1 goes to review: the account is closed",
     ]
+
+
+# --- what middleware decides, budgets, and what handlers tell ------------------------------------------------
+
+
+def test_what_was_handled_before_is_acked_with_what_it_enlists_again() -> None:
+    def again(context: Context) -> None:
+        context.publish(Paid(id="A-1"))
+        raise AlreadyHandled
+
+    assert _only(_handled(does=again)).exchange == MESSAGES
+    assert _handled(raises=AlreadyHandled()) == Settlement()
+
+
+def test_what_is_parked_comes_back_as_it_was() -> None:
+    settlement = _returned(raises=Park("10s"), headers={wire.ATTEMPT: 2, wire.TRACK: True})
+    outgoing = _only(settlement)
+    assert (outgoing.exchange, outgoing.routing_key) == ("ackline.retry.15s", "billing")
+    assert outgoing.properties.headers.decoded()[wire.ATTEMPT] == 2
+    assert wire.HISTORY not in outgoing.properties.headers.decoded()
+    assert settlement.report is None
+
+
+def test_the_time_budget_runs_from_the_first_failure_and_the_first_failure_is_within_it() -> None:
+    policy = fixed(attempts=100, delay="1m", give_up_after="30m")
+    long_ago = (wire.now() - timedelta(minutes=29.5)).isoformat()
+    lately = (wire.now() - timedelta(minutes=28)).isoformat()
+    late = _returned(retry=policy, raises=OSError(), headers={wire.ATTEMPT: 9, wire.FIRST_FAILED_AT: long_ago})
+    assert _reason(late) == "given up after 9 attempts, for another would be later than 30m: OSError"
+    for headers in ({wire.ATTEMPT: 9, wire.FIRST_FAILED_AT: lately}, {wire.FIRST_FAILED_AT: "soon"}, {}):
+        again = _returned(retry=policy, raises=OSError(), headers=headers)
+        assert _only(again).exchange == "ackline.retry.1m"
+
+
+def test_what_the_handler_of_a_tracked_message_tells_is_a_report_of_its_progress() -> None:
+    told: list[Report] = []
+    given = Properties.from_wire(Properties(message_id="m-1", type=TYPE, headers=TRACKED).wire)
+    delivery = Delivery(MESSAGES, TYPE, given, BODY)
+    billing = Consumer("billing", lambda *_: None, {TYPE: Placed}, fixed(), True, False)
+
+    def call(_: Any, context: Context) -> None:
+        assert context.raw == BODY
+        context.progress(0.4, "4 of 10")
+
+    way = Way(billing, WORKER, call, wants_context=True, tell=lambda _, report: told.append(report()))
+    handle(way, delivery)
+    assert _reported(*told) == _event("progress") | {"progress": 0.4, "progress_text": "4 of 10"}
+    handle(way, Delivery(MESSAGES, TYPE, Properties.from_wire(Properties(type=TYPE).wire), BODY))
+    assert len(told) == 1, "of one that is not tracked nobody is told"
 
 
 # --- secrets -----------------------------------------------------------------------------------------------
