@@ -351,7 +351,7 @@ def test_a_message_is_not_acked_before_what_its_handler_published_is_confirmed(
     with Client(vhost.amqp_url) as client_of_the_handler:
         with working(vhost.amqp_url, billing, grace_seconds=0.2):
             publisher.publish(Ordered())
-            until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
+            until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
         until(lambda: client.ready("billing") == 1, what="the message, which the worker gave back unacked")
 
         assert client.ready("accounting") == 0
@@ -639,7 +639,7 @@ def test_without_its_retry_tier_a_message_stays_unacked_until_the_tier_is_there_
             client.delete_exchange("ackline.retry.1s")
         _publish(publisher, 0, 1, 2)
         until(lambda: set(tries) == {0, 1, 2}, what="the others to be handled")
-        until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
+        until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
         assert [client.ready(queue) for queue in ("billing", DEAD)] == [0, 0]
         declare(vhost.amqp_url, [billing.queue])
         until(lambda: tries[0] == 2, what="the second attempt")
@@ -655,7 +655,7 @@ def test_a_message_that_waits_for_its_tier_goes_back_to_its_queue_when_the_worke
     with working(vhost.amqp_url, consumer_of("billing", charge, Ordered), grace_seconds=0.1):
         client.delete_queue("ackline.retry.1s")
         _publish(publisher, 0)
-        until(lambda: "are not confirmed, so their messages stay unacked" in caplog.text)
+        until(lambda: "is not confirmed, so it stays unacked" in caplog.text)
     until(lambda: client.ready("billing") == 1, what="the message")
 
 
