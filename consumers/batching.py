@@ -48,15 +48,20 @@ class Collector:
             number = self._number
             self._later(self._batch.linger, lambda: self._linger_over(number))
 
-    def withdraw(self) -> list[Delivery]:
-        """Take back what is in no batch yet."""
-        left, self._collected = self._collected, []
-        self._number += 1
-        return left
+    def withdraw(self, wanted: Callable[[Delivery], bool] = lambda delivery: True) -> list[Delivery]:
+        """Take back what is in no batch yet and that *wanted* says."""
+        found = [delivery for delivery in self._collected if wanted(delivery)]
+        taken = set(found)
+        self._collected = [delivery for delivery in self._collected if delivery not in taken]
+        if not self._collected:
+            self._number += 1  # what is collected next has its own time
+        return found
 
     def _linger_over(self, number: int) -> None:
         if number == self._number and self._collected:
-            self._submit([self.withdraw()])
+            batch, self._collected = self._collected, []
+            self._number += 1
+            self._submit([batch])
 
 
 class _Opened(NamedTuple):

@@ -223,7 +223,7 @@ class Runner:
         for item in self._executor.withdraw(mine) + self._services.apart.withdraw(mine):
             found += item if isinstance(item, list) else [item]
         if self._collector is not None:
-            found += self._collector.withdraw()
+            found += self._collector.withdraw(wanted)
         if self._throttle is not None:
             found += self._throttle.withdraw(wanted)
         return found

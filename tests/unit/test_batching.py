@@ -180,12 +180,14 @@ def test_the_time_of_one_batch_does_not_cut_the_next_one_short(clock: _Clock) ->
 def test_what_is_withdrawn_is_in_no_batch(clock: _Clock) -> None:
     collector, submitted = _collector(clock, 3)
     _add(collector, 0, 1)
-    assert len(collector.withdraw()) == 2
+    first, second = collector.withdraw()
+    assert collector.withdraw() == []
     clock.pass_()
     assert submitted == []
-    _add(collector, 2)
+    collector.add([first, second])
+    assert collector.withdraw(lambda delivery: delivery is first) == [first]
     clock.pass_()
-    assert submitted == [[2]]
+    assert submitted == [[1]]
 
 
 @pytest.mark.parametrize("size", [0, -1, 10_001])
