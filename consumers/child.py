@@ -38,6 +38,15 @@ def resident_bytes(pid: int) -> int:
         return 0
 
 
+def has_ended(pid: int) -> bool:
+    """Whether the process has ended, be it that nobody has waited for it; True as well where there is no /proc."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]  # a name may hold anything
+    except (OSError, IndexError):
+        return True
+    return state in (b"Z", b"X")
+
+
 def end_of(code: int) -> str:
     """How a process ended, by its `returncode`: "killed by SIGKILL", "exit code 3"."""
     if code >= 0:

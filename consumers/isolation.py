@@ -57,6 +57,7 @@ class Isolation:
         self.journal = journal
         self._max_memory = max_memory
         self._apart: _Apart | None = None
+        self._busy = False
 
     def suspects(self, consumer: str, delivery: Delivery) -> bool:
         """Whether this delivery, which was delivered before, is to be handled apart."""
@@ -69,11 +70,24 @@ class Isolation:
         if self._apart is not None:
             self._apart.ask_to_stop()
 
+    def close(self) -> None:
+        """End the process, unless a handler runs in it: then it ends with this one, and nobody is convicted."""
+        if self._apart is not None and not self._busy:
+            self._apart.close()
+            self._apart = None
+
     def handle(self, way: Way, delivery: Delivery) -> Settlement:
         """Run the handler in a process of its own, and return what follows from it. Never raises.
 
         While that process cannot be started, the delivery stays unanswered.
         """
+        self._busy = True
+        try:
+            return self._handle(way, delivery)
+        finally:
+            self._busy = False
+
+    def _handle(self, way: Way, delivery: Delivery) -> Settlement:
         delay = Delay()
         while True:
             apart = self._apart or _Apart(self._max_memory)
@@ -145,6 +159,11 @@ class _Apart:
         self._pipe.close()
         code = self._process.wait()
         raise _Ended(excess or child.end_of(code), code, begun=begun)
+
+    def close(self) -> None:
+        """Let it end, as it does when nobody is at the other end of its pipe."""
+        self._pipe.close()
+        self._process.wait()
 
     def ask_to_stop(self) -> None:
         """Set the signal that the handler may look at."""

@@ -9,12 +9,13 @@ SIGKILL takes the process and leaves the note.
     │ suspects  │ process 1 │ process 2 │  …  │   sections: each written by one process, read by all
     └───────────┴───────────┴───────────┴─────┘
 
-A process looks a redelivered message up in every section but its own. It finds what a neighbour was handling when it
-died even before the parent has seen that death, as the broker is quick to deliver again. The parent moves what a dead
-process left to the first section, which holds the suspects until they have been handled apart.
+A process looks a redelivered message up in the sections of those that have died. It finds what a neighbour was
+handling even before the parent has seen that death, as the broker is quick to deliver again. The parent moves what a
+dead process left to the first section, which holds the suspects until they have been handled apart.
 
-A section is a number of slots in use, then for each slot the length of its key (0: free), then the keys. A key is
-written before its length and cleared by its length, so that a death between two writes leaves no half of a key.
+A section is the number of slots in use and the id of its process, then for each slot the length of its key (0: free),
+then the keys. A key is written before its length and cleared by its length, so that a death between two writes leaves
+no half of a key.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from ackline.consumers import child
 from ackline.infra.properties import Properties
 
 #: Messages in handlers of one process at most that are noted; beyond that the broker's delivery count must do.
@@ -56,10 +58,20 @@ class Section:
     def __init__(self, memory: mmap.mmap, number: int) -> None:
         whole = memoryview(memory)[number * _SECTION : (number + 1) * _SECTION]
         self._used = whole[:8].cast("Q")
+        self._process = whole[8:16].cast("Q")
         self._lengths = whole[_HEAD : _HEAD + _LENGTHS].cast("H")
         self._keys = whole[_HEAD + _LENGTHS :]
         self._free: list[int] = []
         self._lock = threading.Lock()
+
+    @property
+    def process(self) -> int:
+        """The id of the process that writes here; 0 before there is one."""
+        return int(self._process[0])
+
+    @process.setter
+    def process(self, pid: int) -> None:
+        self._process[0] = pid
 
     def enter(self, key: bytes) -> int:
         """Note *key*, and return its slot for `leave`."""
@@ -113,7 +125,7 @@ class Section:
 class Journal:
     """The journal of all processes of one `ackline worker`, as one of them sees it."""
 
-    def __init__(self, memory: mmap.mmap, own: int, clock: Callable[[], float]) -> None:
+    def __init__(self, memory: mmap.mmap, own: int, *, process: int, clock: Callable[[], float]) -> None:
         """memory: of `open_journal` or `private_journal`. own: this process, counted from 1; 0 is the parent."""
         self._sections = [Section(memory, number) for number in range(len(memory) // _SECTION)]
         self._suspects = self._sections[0]
@@ -121,10 +133,13 @@ class Journal:
         self._accused: dict[int, float] = {}  # the parent's: slots of suspects, oldest first, and since when
         #: What this process is handling.
         self.own = self._sections[own]
+        self.own.process = process
 
     def names(self, key: bytes) -> bool:
-        """Whether *key* is a suspect, or in a handler of another process, which may have died just now."""
-        return any(section.slot_of(key) is not None for section in self._sections if section is not self.own)
+        """Whether *key* is a suspect: by the parent, or by what a process that has died just now was handling."""
+        return self._suspects.slot_of(key) is not None or any(
+            section.slot_of(key) is not None and child.has_ended(section.process) for section in self._sections[1:]
+        )
 
     def acquit(self, key: bytes) -> None:
         """A suspect was handled apart: it is none any more."""
@@ -168,11 +183,13 @@ def journal_file(processes: int) -> int:
     return descriptor
 
 
-def open_journal(descriptor: int, own: int, *, clock: Callable[[], float] = time.monotonic) -> Journal:
-    """The journal in the file of `journal_file`, for the process number *own*."""
-    return Journal(mmap.mmap(descriptor, 0), own, clock)
+def open_journal(
+    descriptor: int, own: int, *, process: int | None = None, clock: Callable[[], float] = time.monotonic
+) -> Journal:
+    """The journal in the file of `journal_file`, for the process number *own*: this one, or of that id."""
+    return Journal(mmap.mmap(descriptor, 0), own, process=process or os.getpid(), clock=clock)
 
 
 def private_journal() -> Journal:
     """A journal that nobody else reads: of a worker without a parent."""
-    return Journal(mmap.mmap(-1, 2 * _SECTION), 1, time.monotonic)
+    return Journal(mmap.mmap(-1, 2 * _SECTION), 1, process=os.getpid(), clock=time.monotonic)

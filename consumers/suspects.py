@@ -7,6 +7,7 @@ follows from it; the worker publishes and acks. Its death convicts the one messa
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -25,6 +26,8 @@ from ackline.infra.errors import AcklineError
 from ackline.infra.logs import configure_logging
 from ackline.infra.settings import process_name, settings
 
+log = logging.getLogger("ackline.consumers.suspects")  # its name when it is imported, and not run
+
 #: Seconds without a suspect after which the process ends; the next one has another started.
 IDLE_SECONDS = 60.0
 
@@ -38,6 +41,7 @@ def serve(pipe: Connection, stopping: Stopping) -> None:
     name = process_name()
     consumers = load_consumers(settings()).values()
     ways = {found.name: way_of(found, name, stopping=stopping, tell=tell) for found in consumers}
+    log.info("handling suspects apart")
     with asyncio.Runner() as runner:
         while pipe.poll(IDLE_SECONDS):
             try:

@@ -21,7 +21,7 @@ FOLDER = "ACKLINE_TEST_POISON"
 #: Bytes that a greedy message takes at most: a machine on which nobody kills it survives that.
 GREED = 1_500_000_000
 
-Deed = Literal["good", "kill", "exit", "greed", "parent", "fails", "slow", "linger"]
+Deed = Literal["good", "kill", "exit", "greed", "parent", "fails", "slow", "lingers", "tells", "forks", "progress"]
 
 
 @message("test.poison", track=True)
@@ -55,8 +55,10 @@ RETRY = exponential(attempts=2, first="1s")
 @consumer("taster", retry=RETRY)
 def taste(dose: Dose, ctx: Context) -> None:
     _do(dose)
-    if dose.deed == "linger":
-        _write("stopping", dose.number) if ctx.wait(600) else None
+    if dose.deed == "lingers" and ctx.wait(600):
+        _write("stopping", dose.number)
+    if dose.deed == "progress":
+        ctx.progress(0.5, "half of it")
     _write("handled", dose.number)
 
 
@@ -95,6 +97,14 @@ def _do(dose: Dose) -> None:
             _kill_the_parent()
         case "fails":
             raise RuntimeError("told to fail")
+        case "tells":
+            _write("process", os.getpid())
+        case "forks":
+            pid = os.fork()
+            if not pid:
+                time.sleep(600)
+            _write("process", pid)
+            os._exit(3)
         case "slow":
             while not (_folder() / "open").exists():
                 time.sleep(0.01)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from ackline.consumers import journal
 from ackline.consumers.journal import MOST_SUSPECTS, SLOTS, SUSPECT_SECONDS, Journal, journal_file, key_of, open_journal
 from ackline.infra.properties import Properties
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -27,7 +29,10 @@ def parent(file: int) -> Journal:
 
 @pytest.fixture
 def first(file: int) -> Journal:
-    return open_journal(file, 1)
+    """Of a process that has died."""
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    return open_journal(file, 1, process=process.pid)
 
 
 @pytest.fixture
@@ -55,7 +60,9 @@ def test_the_longest_key_fits_between_its_neighbours(first: Journal, second: Jou
     assert all(second.names(key) for key in keys)
 
 
-def test_a_neighbour_sees_what_is_in_a_handler_and_only_for_so_long(first: Journal, second: Journal) -> None:
+def test_what_was_in_a_handler_of_one_that_died_is_a_suspect_before_anybody_has_seen_that_death(
+    first: Journal, second: Journal
+) -> None:
     slot = first.own.enter(b"billing\x00m-1")
     assert second.names(b"billing\x00m-1")
     assert not second.names(b"billing\x00m-2")
@@ -63,9 +70,24 @@ def test_a_neighbour_sees_what_is_in_a_handler_and_only_for_so_long(first: Journ
     assert not second.names(b"billing\x00m-1")
 
 
-def test_what_a_process_handles_itself_is_no_suspect_to_it(first: Journal) -> None:
-    first.own.enter(b"billing\x00m-1")
-    assert not first.names(b"billing\x00m-1")
+def test_one_that_has_died_and_that_nobody_has_waited_for_is_dead(file: int, second: Journal) -> None:
+    process = subprocess.Popen(["true"])
+    try:
+        open_journal(file, 1, process=process.pid).own.enter(b"billing\x00m-1")
+        until(lambda: second.names(b"billing\x00m-1"), what="its end to be seen")
+    finally:
+        process.wait()
+
+
+def test_what_is_in_a_handler_of_one_that_lives_is_no_suspect(file: int, second: Journal) -> None:
+    # It has lost its connection, so that another gets the message as well.
+    open_journal(file, 1).own.enter(b"billing\x00m-1")
+    assert not second.names(b"billing\x00m-1")
+
+
+def test_what_a_process_handles_itself_is_no_suspect_to_it(second: Journal) -> None:
+    second.own.enter(b"billing\x00m-1")
+    assert not second.names(b"billing\x00m-1")
 
 
 def test_what_was_in_a_handler_at_a_death_is_a_suspect_until_it_is_acquitted(
