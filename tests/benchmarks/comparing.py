@@ -98,3 +98,11 @@ def figures_of(command: Sequence[str | Path], **environment: str) -> Mapping[str
         raise RuntimeError(f"{' '.join(map(str, command))} failed ({done.returncode}):\n{done.stdout}{done.stderr}")
     found: Mapping[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def compiled(name: str, folder: Path) -> Path:
+    """The C client of that name, compiled into *folder*. Needs cc and librabbitmq (Debian: librabbitmq-dev)."""
+    program = folder / name
+    source = Path(__file__).with_name(f"{name}.c")
+    subprocess.run(["cc", "-O2", "-Wall", "-o", program, source, "-lrabbitmq"], check=True)
+    return program

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from ackline.infra.names import MESSAGES
 from ackline.infra.running_broker import credentials
 from ackline.infra.topology import ConsumerQueue, declare
 from tests import broker as test_broker
-from tests.benchmarks.comparing import Bench, Contender, alternate, figures_of, median, spread, table
+from tests.benchmarks.comparing import Bench, Contender, alternate, compiled, figures_of, median, spread, table
 from tests.benchmarks.publish_contenders import SIZE, TYPE
 from tests.broker import Vhost
 
@@ -23,7 +22,7 @@ RATE, CPU = "messages per second", "CPU µs per message"
 
 def run(bench: Bench) -> str:
     """Needs gcc and librabbitmq (Debian: librabbitmq-dev), FastStream and Celery: the extra `bench`."""
-    program = compile_yardstick(bench.folder)
+    program = compiled("publish_confirms", bench.folder)
     rows: list[tuple[str, int, str | Path]] = [
         ("C client (rabbitmq-c), 1,000 confirms in flight", 100_000, program),
         ("`submit`, one thread", 100_000, "submit-1"),
@@ -49,14 +48,6 @@ def run(bench: Bench) -> str:
             for name, _, _ in rows
         ],
     )
-
-
-def compile_yardstick(folder: Path) -> Path:
-    """The C client, compiled into *folder*."""
-    program = folder / "publish_confirms"
-    source = Path(__file__).with_name("publish_confirms.c")
-    subprocess.run(["cc", "-O2", "-Wall", "-o", program, source, "-lrabbitmq"], check=True)
-    return program
 
 
 def _measure(bench: Bench, what: str | Path, count: int) -> Callable[[], Mapping[str, float]]:
