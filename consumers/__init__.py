@@ -7,6 +7,7 @@ from ackline.consumers.context import Context
 from ackline.consumers.decision import Ack, AlreadyHandled, Failure, Park, Reject, Retry, RetryLater, decide
 from ackline.consumers.middleware import Middleware, use
 from ackline.consumers.retry import RetryPolicy, exponential, fixed, schedule
+from ackline.consumers.time_limit import TimeLimitExceeded
 
 __all__ = [
     "Ack",
@@ -21,6 +22,7 @@ __all__ = [
     "Retry",
     "RetryLater",
     "RetryPolicy",
+    "TimeLimitExceeded",
     "consumer",
     "decide",
     "exponential",

@@ -80,9 +80,9 @@ class Context:
 
     @property
     def stopping(self) -> bool:
-        """Whether the worker stops: what takes long should end soon, or be broken off within the grace period.
+        """Whether the worker stops: what takes longer than the grace period should ask, and end soon.
 
-        Raise `RetryLater` to have the rest done by another worker.
+        Raise `Park("1s")` to break off: another worker begins it anew, and no attempt is counted.
         """
         return self._stopping.is_set
 

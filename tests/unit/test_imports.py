@@ -49,6 +49,7 @@ CONSUMERS_NAMES = [
     "Retry",
     "RetryLater",
     "RetryPolicy",
+    "TimeLimitExceeded",
     "consumer",
     "decide",
     "exponential",
