@@ -52,7 +52,7 @@ class AlreadyHandled(Exception):
 class Park(Exception):
     """The delivery comes back after *delay*, rounded up to a retry tier, as if it had not been tried.
 
-    Raised by middleware when now is not the time to run the handler, and by a handler that breaks off because the worker
+    Raised by middleware when now is not the time to run the handler, or by a handler that breaks off as the worker
     stops. No attempt is counted or recorded, and nothing bounds how often, so the cause must be one that passes.
     """
 
