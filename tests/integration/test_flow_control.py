@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -79,11 +80,11 @@ def test_while_the_dependency_is_down_no_attempt_is_counted_and_all_is_handled_w
     async def amany(orders: list[Order], contexts: list[Context]) -> None:
         many(orders, contexts)
 
-    handler: Callable[..., object] = {"plain": one, "async": aone, "batch": many, "async batch": amany}[kind]
+    handlers: dict[str, Callable[..., Any]] = {"plain": one, "async": aone, "batch": many, "async batch": amany}
     batch = Batch(size=5) if "batch" in kind else None
     breaker = Breaker(on=(ConnectionError,), failures=1, probe="50ms")
     policy = fixed(attempts=1)  # so that one counted attempt would be one dead letter
-    billing = consumer_of("billing", handler, Order, retry=policy, breaker=breaker, batch=batch)
+    billing = consumer_of("billing", handlers[kind], Order, retry=policy, breaker=breaker, batch=batch)
     with working(vhost.amqp_url, billing):
         _publish(publisher, *range(30))
         until(lambda: sum(tries.values()) > 50, what="probes")
@@ -141,16 +142,16 @@ def test_a_body_that_is_no_message_says_nothing_of_the_dependency(
             raise _down()
 
     breaker = Breaker(on=(ConnectionError,), failures=1, probe="50ms")
-    with caplog.at_level(logging.DEBUG, "ackline.consumers.breaker"):
-        with working(vhost.amqp_url, consumer_of("billing", charge, Order, breaker=breaker), concurrency=1):
-            _publish(publisher, 0)
-            until(lambda: "the circuit is open" in caplog.text)
-            for _ in range(3):
-                client.publish("ackline.messages", "test.flow.order", b"no JSON")
-            until(lambda: client.ready(DEAD) == 3, what="them in review")
-            assert "closed again" not in caplog.text
-            _publish(publisher, 1)
-            until(lambda: "closed again" in caplog.text)
+    caplog.set_level(logging.DEBUG, "ackline.consumers.breaker")
+    with working(vhost.amqp_url, consumer_of("billing", charge, Order, breaker=breaker), concurrency=1):
+        _publish(publisher, 0)
+        until(lambda: "the circuit is open" in caplog.text)
+        for _ in range(3):
+            client.publish("ackline.messages", "test.flow.order", b"no JSON")
+        until(lambda: client.ready(DEAD) == 3, what="them in review")
+        assert "closed again" not in caplog.text
+        _publish(publisher, 1)
+        until(lambda: "closed again" in caplog.text)
 
 
 def test_a_circuit_that_opens_often_dead_letters_nothing_by_giving_back(
