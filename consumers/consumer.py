@@ -18,8 +18,8 @@ from ackline.consumers.middleware import Middleware
 from ackline.consumers.ordered import SHARDS, Order, order_of
 from ackline.consumers.rate import per_second
 from ackline.consumers.retry import RetryPolicy, exponential
+from ackline.consumers.time_limit import limit_of
 from ackline.infra.app import load_app
-from ackline.infra.durations import seconds
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue, check_consumer_name
@@ -138,7 +138,7 @@ def consumer(
             batch=batch or (Batch() if found.is_batch else None),
             takes_bytes=found.takes_bytes,
             order=order,
-            time_limit=None if time_limit is None else seconds(time_limit),
+            time_limit=None if time_limit is None else limit_of(name, time_limit),
             breaker=breaker,
             rate=None if rate is None else per_second(rate),
         )

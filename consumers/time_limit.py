@@ -31,7 +31,7 @@ from math import inf
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ackline.infra.durations import written
+from ackline.infra.durations import seconds, written
 from ackline.infra.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,13 @@ class TimeLimitExceeded(BaseException):
     No `Exception`, so that an `except Exception` of the handler does not keep it. A failure like any other beyond that:
     the message is retried by the consumer's policy.
     """
+
+
+def limit_of(name: str, limit: str | float) -> float:
+    """The time limit of the consumer called *name*, in seconds. Raises `ConfigurationError`."""
+    if not (found := seconds(limit)):
+        raise ConfigurationError(f"The time limit of {name!r} is {limit!r}: leave it away for none.")
+    return found
 
 
 def check(name: str, limit: float, *, waiting: float, consumer_timeout: float) -> None:

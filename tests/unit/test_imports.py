@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_origin
 
 import pytest
 
@@ -139,4 +140,5 @@ def test_the_command_line_loads_only_the_command_that_runs() -> None:
 def test_the_public_names_are_those_that_are_documented(package: str, names: list[str]) -> None:
     module = importlib.import_module(package)
     assert sorted(module.__all__) == sorted(names)
-    assert all(getattr(module, name).__doc__ for name in names), "each says what it is"
+    found = [getattr(module, name) for name in names]
+    assert all(one.__doc__ for one in found if get_origin(one) is None), "each says what it is, where it can"

@@ -18,7 +18,7 @@ import pytest
 
 from ackline.consumers import Failure, Reject, Retry, decide, fixed, time_limit
 from ackline.consumers.stopping import Stopping
-from ackline.consumers.time_limit import TimeLimitExceeded, TimeLimits, check
+from ackline.consumers.time_limit import TimeLimitExceeded, TimeLimits, check, limit_of
 from ackline.infra.errors import ConfigurationError
 from tests.waiting import DEADLINE, until
 
@@ -253,6 +253,12 @@ def test_a_try_that_took_too_long_is_a_failure_by_the_policy() -> None:
         "failed after 2 attempts: TimeLimitExceeded: the handler ran for longer than its time limit of 30s"
     )
     assert isinstance(decide(Failure(error, 1), fixed(reject_on=TimeLimitExceeded)), Reject)
+
+
+def test_a_limit_is_a_duration_that_is_longer_than_nothing() -> None:
+    assert [limit_of("report", written) for written in ("30s", "5m", 1.5)] == [30.0, 300.0, 1.5]
+    with pytest.raises(ConfigurationError, match="The time limit of 'report' is '0s': leave it away for none"):
+        limit_of("report", "0s")
 
 
 def test_a_limit_must_fit_under_the_brokers_consumer_timeout_with_the_wait_before_it() -> None:
