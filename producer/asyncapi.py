@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from urllib.parse import quote
 
@@ -170,16 +170,21 @@ def _add_type(document: dict[str, Any], type_: str, vhost: str) -> None:
 
 
 def _add_consumer(document: dict[str, Any], consumer: ConsumerQueue, vhost: str) -> None:
-    # A name may have what a channel's may not, such as "#", encoded by "%" or not; the binding has it as it is.
-    channel = f"queue:{quote(consumer.name, safe='').replace('%', '=')}"
     types = [type_ for type_ in consumer.types if type_ in document["components"]["messages"]]
-    queue = {"name": consumer.name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": vhost}
+    for name in consumer.queues:
+        _add_queue(document, name, types, vhost)
+
+
+def _add_queue(document: dict[str, Any], name: str, types: Sequence[str], vhost: str) -> None:
+    # A name may have what a channel's may not, such as "#", encoded by "%" or not; the binding has it as it is.
+    channel = f"queue:{quote(name, safe='').replace('%', '=')}"
+    queue = {"name": name, "durable": True, "exclusive": False, "autoDelete": False, "vhost": vhost}
     document["channels"][channel] = {
-        "address": None if set(consumer.name) & set("?#{}") else consumer.name,
+        "address": None if set(name) & set("?#{}") else name,
         "messages": {type_: {"$ref": f"#/components/messages/{type_}"} for type_ in types},
         "bindings": {"amqp": {"is": "queue", "queue": queue, **_BINDING}},
     }
-    document["operations"][f"receive:{consumer.name}"] = {
+    document["operations"][f"receive:{name}"] = {
         "action": "receive",
         "channel": {"$ref": _pointer("channels", channel)},
         "messages": [{"$ref": _pointer("channels", channel, "messages", type_)} for type_ in types],

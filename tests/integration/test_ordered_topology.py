@@ -9,20 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
+from ackline.consumers import Context
 from ackline.infra import private_node
 from ackline.infra.names import MESSAGES, RETURN
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue, TopologyMismatch, declare
 from ackline.infra.wire import KEY, SLOT, SLOTS, key_headers
+from ackline.producer import Publisher, message
+from ackline.producer.envelope import enclose
 from tests import broker as test_broker
 from tests.amqp import Client
 from tests.broker import Vhost
+from tests.doors import gateway
+from tests.ordered import Placed
 from tests.roles import run
 from tests.waiting import until
+from tests.working import consumer_of, working
 
 TYPE = "test.ordered.placed"
+
+
+@message("test.ordered.asked")
+class Asked(BaseModel):
+    """For an order, which follows from it."""
+
+
 SHARDS = 3
 ORDERED = ConsumerQueue("billing", (TYPE,), shards=SHARDS)
 
@@ -63,6 +77,25 @@ def test_a_message_goes_to_the_shard_of_its_slot_also_when_it_comes_back(vhost: 
         assert published(client, key_headers(key)) == expected
         assert published(client, key_headers(key), to=(RETURN, "billing")) == expected
     assert {published(client, {SLOT: slot}) for slot in range(SLOTS)} == {1, 2, 3}
+
+
+def test_whoever_publishes_a_message_writes_its_key(ackline_settings: Settings, vhost: Vhost, client: Client) -> None:
+    declare(vhost.amqp_url, [ConsumerQueue("copies", (TYPE,))])
+    placed = Placed(order_id="A-1")
+
+    def pass_on(asked: Asked, ctx: Context) -> None:
+        ctx.publish(placed)
+
+    with Publisher(vhost.amqp_url) as publisher, working(vhost.amqp_url, consumer_of("asking", pass_on, Asked)):
+        publisher.publish(placed)
+        publisher.publish(Asked())
+        entry = enclose(placed)
+        publisher.send(MESSAGES, entry.type, entry.properties, entry.payload).result(90)
+        with gateway(ackline_settings, ACKLINE_APP="tests.ordered") as door:
+            assert door.post(f"/v1/messages/{TYPE}", json=placed.model_dump()).status_code == 202
+        copies = [until(lambda: client.take("copies"), what="a copy") for _ in range(4)]
+    assert [copy.headers.get(KEY) for copy in copies] == ["A-1"] * 4
+    assert {copy.headers.get(SLOT) for copy in copies} == {key_headers("A-1")[SLOT]}
 
 
 def test_keys_of_foreign_clients_are_hashed_by_the_broker_and_stay_in_their_shards(
