@@ -197,7 +197,7 @@ class Circuit:
         if self._state is _State.CLOSED:
             self._opened_at, self._probes = self._clock(), 0
             log.warning(
-                "%s: %d failures in a row, the last %r: the circuit is open, no message is taken; a probe every %g s",
+                "%s: the circuit is open (failures in a row: %d, the last %r): no message is taken; a probe every %g s",
                 self._consumer,
                 self._failures,
                 error,
