@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ackline.infra.guardian import Guarded
-from ackline.infra.node_config import advanced_config, definitions_with_user, rabbitmq_conf
+from ackline.infra.node_config import PLUGINS_VARIABLE, advanced_config, definitions_with_user, rabbitmq_conf
 from ackline.infra.node_identity import NodeIdentity, settle_identity
 from ackline.infra.private_node import lock_file, wait_for_folder
 from ackline.infra.running_broker import STOP_SECONDS, Broker, BrokerUnavailable, wait_until_ready
@@ -113,6 +113,7 @@ class DockerNode(Broker):
             "--hostname=ackline",  # part of the node's name, and so of its data's path
             f"--volume={self.name}:/var/lib/rabbitmq",
             *published,
+            *(f"--env={name}={value}" for name, value in PLUGINS_VARIABLE.items()),
             IMAGE,
         )
         if created.returncode == 0:

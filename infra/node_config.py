@@ -25,8 +25,11 @@ DENIED_FEATURES = (
     "transient_nonexcl_queues",
 )
 
-#: Foreign clients' keys of ordered consumers are hashed by the broker, where it has the plugin.
-ENABLED_PLUGINS = "[rabbitmq_management,rabbitmq_consistent_hash_exchange].\n"
+#: Management; and what hashes the keys of ordered consumers' messages that come without a slot.
+PLUGINS = ("rabbitmq_management", "rabbitmq_consistent_hash_exchange")
+ENABLED_PLUGINS = f"[{','.join(PLUGINS)}].\n"
+#: For the Docker image, whose own list, of Prometheus and management, it replaces.
+PLUGINS_VARIABLE = {"RABBITMQ_ENABLED_PLUGINS": ",".join(("rabbitmq_prometheus", *PLUGINS))}
 
 
 def rabbitmq_conf(identity: NodeIdentity, *, definitions: Path | None, extra: Sequence[str] = ()) -> str:

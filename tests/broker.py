@@ -21,7 +21,7 @@ import httpx
 
 from ackline.infra.broker import Choice, choose, launch
 from ackline.infra.docker_node import IMAGE, fetch_image
-from ackline.infra.node_config import advanced_config, rabbitmq_conf
+from ackline.infra.node_config import PLUGINS_VARIABLE, advanced_config, rabbitmq_conf
 from ackline.infra.node_identity import settle_identity
 from ackline.infra.running_broker import Broker, BrokerUnavailable, credentials, wait_until_ready
 from ackline.infra.settings import Settings
@@ -90,6 +90,8 @@ class ContainerBroker(Broker):
             "5672/tcp": ("127.0.0.1", identity.amqp_port),
             "15672/tcp": ("127.0.0.1", identity.management_port),
         }
+        for name, value in PLUGINS_VARIABLE.items():
+            container.with_env(name, value)
         container.with_copy_into_container(conf, "/etc/rabbitmq/conf.d/90-ackline.conf")
         denied = advanced_config(deny_deprecated=True).encode()
         container.with_copy_into_container(denied, "/etc/rabbitmq/advanced.config")
