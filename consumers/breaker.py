@@ -197,14 +197,14 @@ class Circuit:
         if self._state is _State.CLOSED:
             self._opened_at, self._probes = self._clock(), 0
             log.warning(
-                "%s: the circuit is open (failures in a row: %d, the last %r): no message is taken; a probe every %g s",
+                "%s: the circuit is open (failures in a row: %d, the last %s): no message is taken; a probe every %g s",
                 self._consumer,
                 self._failures,
-                error,
+                type(error).__name__,  # its text may quote a secret of the message
                 self._breaker.probe,
             )
         else:
-            log.debug("%s: the probe failed, the circuit is open again: %r", self._consumer, error)
+            log.debug("%s: the probe failed, the circuit is open again: %s", self._consumer, type(error).__name__)
         self._enter(_State.OPEN)
         self._window = None
         self._limit(0)
