@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from ackline.consumers import Batch, Breaker, Context, Reject, fixed
+from ackline.consumers import Batch, Breaker, Context, Reject, fixed, registered
 from ackline.infra import wire
 from ackline.infra.names import DEAD
 from ackline.infra.settings import Settings
@@ -21,6 +24,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.producer import Publisher, message
 from tests.amqp import Client
 from tests.broker import Vhost
+from tests.documented import write_files
 from tests.gated import Gate, Gated
 from tests.roles import role, run
 from tests.waiting import until
@@ -260,3 +264,53 @@ def test_a_paused_consumer_finishes_what_runs_gives_back_the_rest_and_stays_paus
         until(lambda: len(gate.done) == 20, what="the rest to be handled")
         assert worker.stop() == 0
     assert (len(set(gate.done)), client.ready("gated"), client.ready(DEAD)) == (20, 0, 0)
+
+
+# --- the page for handler authors --------------------------------------------------------------------------
+
+
+def _example(section: str, name: str, folder: Path) -> ModuleType:
+    """A file of a section, imported."""
+    write_files("handlers.md", section, folder)
+    spec = importlib.util.spec_from_file_location(f"documented_{name}", folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documented_circuit_breaker(
+    vhost: Vhost, publisher: Publisher, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shipping: Any = _example("Circuit breaker", "shipping", tmp_path)
+    barcodes: set[bytes] = set()
+    with socket.socket() as carrier:
+        carrier.bind(("127.0.0.1", 0))
+        shipping.CARRIER = carrier.getsockname()  # nobody listens there yet
+        with working(vhost.amqp_url, registered()["shipping"]):
+            for number in range(8):
+                publisher.publish(shipping.ParcelPacked(barcode=str(number)), timeout=90)
+            until(lambda: "shipping: the circuit is open (failures in a row: 5" in caplog.text)
+            carrier.settimeout(90)
+            carrier.listen(64)
+            while len(barcodes) < 8:
+                session, _ = carrier.accept()
+                with session:
+                    barcodes.add(session.recv(10))
+    assert barcodes == {b"%d" % number for number in range(8)}
+    assert [client.ready(queue) for queue in ("shipping", DEAD)] == [0, 0]
+
+
+def test_the_documented_rate(
+    vhost: Vhost, publisher: Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newsletters: Any = _example("Rate limit", "newsletters", tmp_path)
+    before = time.monotonic()
+    with working(vhost.amqp_url, registered()["newsletters"]):
+        for future in [publisher.submit(newsletters.NewsletterDue(address=f"<{n}>")) for n in range(150)]:
+            future.result(90)
+        printed = ""
+        while printed.count("<") < 150:
+            printed += until(lambda: capsys.readouterr().out, what="more newsletters")
+        assert time.monotonic() - before >= (150 - 100) / 100
