@@ -217,7 +217,7 @@ def test_each_change_of_state_is_one_line(caplog: pytest.LogCaptureFixture) -> N
         (
             "WARNING",
             (
-                "billing: the circuit is open (failures in a row: 2, the last ConnectionError('connection refused')): "
+                "billing: the circuit is open (failures in a row: 2, the last ConnectionError): "
                 "no message is taken; a probe every 1 s"
             ),
         ),
