@@ -166,7 +166,7 @@ class Inbox(ABC):
             return Reject("a message with the same id, but another body, has been handled already")
         if row.unconfirmed:
             context.enlist_again(row.unconfirmed)
-            context.on_confirmed = partial(self._database.confirmed, key)
+            context.on_confirmed = partial(inbox_database.confirmed, self._database.url, key)
         return AlreadyHandled()
 
     def _key(self, context: Context) -> Key | None:
@@ -189,7 +189,7 @@ class Inbox(ABC):
             key = self._key(context)
             if key is not None and (enlisted := context.enlisted()):
                 found[key] = [message[1:] for message in enlisted]
-                context.on_confirmed = partial(self._database.confirmed, key)
+                context.on_confirmed = partial(inbox_database.confirmed, self._database.url, key)
         return found
 
     def _keys(self, contexts: Sequence[Context]) -> list[Key]:

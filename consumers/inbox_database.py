@@ -47,7 +47,7 @@ class InboxDatabase:
     """One for each URL of a process, see `of`. Thread-safe."""
 
     def __init__(self, url: str) -> None:
-        self._url = url
+        self.url = url
         self._lock = threading.Lock()
         self._users = 0
         self._connections = CONNECTIONS
@@ -94,8 +94,8 @@ class InboxDatabase:
 
     def _create_table(self) -> None:
         """In Ackline's own database by its migrations; in another one, nothing is changed but this table created."""
-        if self._url == settings().database:
-            database.upgrade(self._url)
+        if self.url == settings().database:
+            database.upgrade(self.url)
             return
         where = f"The database {self.engine.url.render_as_string(hide_password=True)}"
         try:
@@ -121,7 +121,7 @@ class InboxDatabase:
         if self._engine is None:
             with _making:
                 if self._engine is None:
-                    self._engine = _connect(self._url, self._connections + 1)
+                    self._engine = _connect(self.url, self._connections + 1)
         return self._engine
 
     @property
@@ -129,7 +129,7 @@ class InboxDatabase:
         """For handlers on an event loop: call it there. One loop uses it until `close`."""
         if self._async_engine is None:
             self._loop = asyncio.get_running_loop()
-            self._async_engine = _connect_async(self._url, self._connections)
+            self._async_engine = _connect_async(self.url, self._connections)
         return self._async_engine
 
     def begin(self, first: Callable[[Connection], T]) -> tuple[Connection, T]:
@@ -253,6 +253,11 @@ class InboxDatabase:
         """Delete a batch of old rows. Whether there may be more."""
         with database.writing(self.engine) as connection:
             return inbox_rows.delete_old(connection, CLEAN_BATCH) == CLEAN_BATCH
+
+
+def confirmed(url: str, key: Key) -> None:
+    """`InboxDatabase.confirmed`, as a value: a message that is handled in another process is settled in this one."""
+    of(url).confirmed(key)
 
 
 _databases: dict[str, InboxDatabase] = {}
