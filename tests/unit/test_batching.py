@@ -111,7 +111,8 @@ def test_when_the_handler_raises_each_message_is_handled_alone_and_that_counts()
 
 
 def test_a_result_that_is_none_fails_for_all() -> None:
-    for wrong in ([None], [None, 5], "no", True, {}):
+    cases: list[Any] = [[None], [None, 5], "no", True, {}]
+    for wrong in cases:
         settlements = _settled(lambda orders, contexts, wrong=wrong: wrong, 1, 2)
         assert [_where(one) for one in settlements] == ["ackline.retry.5s"] * 2, wrong
     history = settlements[0].outgoing[0].properties.headers.text(wire.HISTORY) or ""
