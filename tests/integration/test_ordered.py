@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
 import threading
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
-from ackline.consumers import Context, Reject, consumer, fixed
+from ackline.consumers import Context, Reject, consumer, fixed, registered
+from ackline.consumers.breaker import Breaker
 from ackline.consumers.consumer import Consumer, _consumers
 from ackline.consumers.ordered import Order
 from ackline.infra.errors import ConfigurationError
@@ -19,6 +23,7 @@ from ackline.infra.wire import KEY, REASON
 from ackline.producer import Publisher, message
 from tests.amqp import Client, Taken
 from tests.broker import Vhost
+from tests.documented import write_files
 from tests.ordered import Placed
 from tests.waiting import until
 from tests.working import consumer_of, working
@@ -362,6 +367,85 @@ def test_an_idle_worker_that_is_paused_leaves_messages_in_their_queue(
         worker.limit("billing", "pause", None)
         until(lambda: seen.count == 3, what="all of them to be handled")
     assert seen.numbers == {"A": [1, 2, 3]}
+
+
+# --- beside breaker, rate and inbox -----------------------------------------------------------------------------------
+
+
+def test_while_a_circuit_is_open_the_order_is_kept_and_no_attempt_is_used_up(
+    vhost: Vhost, publisher: Publisher, client: Client
+) -> None:
+    tries: dict[int, int] = {}
+    handled: list[int] = []
+    failed, repaired = threading.Event(), threading.Event()
+
+    def bill(placed: Placed, ctx: Context) -> None:
+        tries[placed.number] = ctx.attempt
+        if placed.number > 5 and not repaired.is_set():
+            if len(handled) == 5 and ctx.attempt == 2:
+                failed.set()
+            raise ConnectionError("down")
+        handled.append(placed.number)
+
+    breaking = consumer_of(
+        "billing",
+        bill,
+        Placed,
+        retry=ATTEMPTS,
+        order=Order("order_id", 1),
+        breaker=Breaker(on=(ConnectionError,), failures=2, probe="200ms"),
+    )
+    with working(vhost.amqp_url, breaking):
+        publish(publisher, *numbered("A", 40))
+        assert failed.wait(PATIENCE)  # the second failure in a row, which opens it
+        repaired.set()
+        until(lambda: len(handled) == 40, what="all of them to be handled")
+    assert handled == list(range(1, 41))
+    assert tries == dict.fromkeys(range(1, 41), 1) | {6: 2}
+    assert client.take(DEAD) is None
+
+
+def test_an_ordered_consumer_keeps_its_rate_and_its_order(vhost: Vhost, publisher: Publisher) -> None:
+    seen = Seen()
+    times: list[float] = []
+
+    def bill(placed: Placed) -> None:
+        times.append(time.monotonic())
+        seen.handling(placed)
+
+    limited = consumer_of("billing", bill, Placed, order=Order("order_id", 2), rate=20.0)
+    with working(vhost.amqp_url, limited):
+        publish(publisher, *numbered("A", 25))
+        until(lambda: seen.count == 25, what="all of them to be handled")
+    assert seen.numbers == {"A": list(range(1, 26))}
+    # They are of one shard, which has half of the rate: 10 at once, and 10 a second.
+    assert times[-1] - times[0] >= 1.4
+
+
+def test_the_documented_order(
+    vhost: Vhost, tmp_path: Path, publisher: Publisher, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_files("handlers.md", "Order", tmp_path)
+    spec = importlib.util.spec_from_file_location("documented_stock", tmp_path / "stock.py")
+    assert spec is not None
+    assert spec.loader is not None
+    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    stock = registered()["stock"]
+    moved: Any = stock.types["stock.moved"]
+    with working(vhost.amqp_url, stock):
+        for by in range(1, 31):
+            publisher.publish(moved(article_id=f"A-{by % 3}", by=by))
+        printed: list[str] = []
+
+        def count() -> int:
+            printed.extend(capsys.readouterr().out.splitlines())
+            return len(printed)
+
+        until(lambda: count() == 30, what="all of them to be handled")
+    for key in ("A-0", "A-1", "A-2"):
+        numbers = [int(line.split()[1]) for line in printed if line.startswith(f"{key} ")]
+        assert numbers == sorted(numbers)
+        assert len(numbers) == 10
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
