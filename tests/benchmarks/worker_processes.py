@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ackline.infra.topology import ConsumerQueue, declare
 from ackline.producer import Publisher, Receipt
@@ -33,8 +34,13 @@ class Program:
     command: Sequence[str | Path]
     environment: dict[str, str]
 
-    def figures(self, bench: Bench, count: int) -> dict[str, float]:
+    def figures(self, bench: Bench, count: int) -> Mapping[str, float]:
         """Start it, wait until its handlers have written the figures of *count* messages, and stop it."""
+        found: Mapping[str, float] = self.result(bench, count)
+        return found
+
+    def result(self, bench: Bench, count: int) -> Any:
+        """The same for handlers that write something else, as JSON."""
         result = bench.folder / "figures.json"
         result.unlink(missing_ok=True)
         with self.running(bench, **{COUNT: str(count), RESULT: str(result)}) as process:
@@ -43,8 +49,7 @@ class Program:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"no figures:\n{(bench.folder / 'worker.log').read_text()}")
                 time.sleep(_LOOK_SECONDS)
-        found: dict[str, float] = json.loads(result.read_text())
-        return found
+        return json.loads(result.read_text())
 
     def run(self) -> None:
         """Run it to its end. Raises `subprocess.CalledProcessError`."""
@@ -86,6 +91,7 @@ def ackline_worker(bench: Bench, url: str, consumer: str, *options: str, app: st
         | {
             "ACKLINE_AMQP_URL": url,
             "ACKLINE_APP": f"tests.benchmarks.consuming.{app}",
+            "ACKLINE_GRACE_SECONDS": "1",  # what is stuck is not waited for
             "ACKLINE_DATA_DIR": str(bench.folder / "data"),
         },
     )

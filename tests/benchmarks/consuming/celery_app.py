@@ -12,7 +12,7 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
-from tests.benchmarks.consuming.meter import COUNT, Meter, Placed, placed
+from tests.benchmarks.consuming.meter import Meter, Placed, placed
 
 app: Any = Celery(broker=os.environ["BENCH_URL"])
 app.conf.update(
@@ -26,8 +26,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_prefetch_multiplier=int(os.environ.get("BENCH_PREFETCH", "4")),
 )
-if COUNT in os.environ:
-    meter = Meter(shared=os.environ.get("BENCH_POOL") == "prefork")
+meter = Meter(shared=os.environ.get("BENCH_POOL") == "prefork")
 
 
 def handle(**order: Any) -> None:

@@ -12,11 +12,10 @@ from typing import Any
 import dramatiq
 from dramatiq.brokers.rabbitmq import RabbitmqBroker
 
-from tests.benchmarks.consuming.meter import COUNT, Meter, Placed, placed
+from tests.benchmarks.consuming.meter import Meter, Placed, placed
 
 dramatiq.set_broker(RabbitmqBroker(url=os.environ["BENCH_URL"]))
-if COUNT in os.environ:
-    meter = Meter()
+meter = Meter()
 
 
 @dramatiq.actor(queue_name="bench")

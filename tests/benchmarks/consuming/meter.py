@@ -58,7 +58,7 @@ class Meter:
     """
 
     def __init__(self, *, shared: bool = False) -> None:
-        self._last = int(os.environ[COUNT])
+        self._last = int(os.environ.get(COUNT, "0"))  # 0: of who only looks at the handlers
         self._shared = shared
         self._numbers = itertools.count(1)
         self._count = multiprocessing.Value("Q") if shared else None

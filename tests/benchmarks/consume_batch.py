@@ -1,0 +1,63 @@
+"""Writing messages into PostgreSQL: a statement for each, and batch handlers. The server's fsync is off."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+
+from tests import broker as test_broker
+from tests import postgresql
+from tests.benchmarks.comparing import Bench, Contender, alternate, median, spread, table
+from tests.benchmarks.consuming.database_app import SIZE, TABLE
+from tests.benchmarks.consuming.meter import placed
+from tests.benchmarks.worker_processes import ackline_worker, fill
+
+RATE, CPU = "messages per second", "CPU µs per message"
+
+
+def run(bench: Bench) -> str:
+    """Rows of handlers; each writes into a table of its own database."""
+    rows = {
+        "one `INSERT` for each": ("bench-insert", 10_000),
+        f"batches of {SIZE}, `executemany`": ("bench-executemany", 50_000),
+        f"batches of {SIZE}, `COPY`": ("bench-copy", 100_000),
+    }
+    with postgresql.server() as server:
+        contenders = [
+            Contender(name, lambda what=what: _measure(bench, server, *what))  # type: ignore[misc]
+            for name, what in rows.items()
+        ]
+        figures = alternate(contenders, bench.rounds)
+    single = median(figures, contenders[0].name, RATE)
+    return table(
+        f"Handlers that write into PostgreSQL (medians of {bench.rounds})",
+        ["", "messages/s", "least–most", "CPU µs each", "× `INSERT`"],
+        [
+            [
+                name,
+                f"{median(figures, name, RATE):,.0f}",
+                spread(figures, name, RATE),
+                f"{median(figures, name, CPU):.0f}",
+                f"{median(figures, name, RATE) / single:.1f}",
+            ]
+            for name in rows
+        ],
+    )
+
+
+def _measure(bench: Bench, server: str, consumer: str, most: int) -> Mapping[str, float]:
+    count = bench.scaled(most)
+    with test_broker.fresh_vhost(bench.broker) as vhost, postgresql.fresh_database(server) as url:
+        plain = urlunsplit(urlsplit(url)._replace(scheme="postgresql"))
+        with psycopg.connect(plain) as connection:
+            connection.execute(TABLE)
+        fill(vhost.amqp_url, consumer, map(placed, range(count)))
+        program = ackline_worker(bench, vhost.amqp_url, consumer, "--prefetch", str(4 * SIZE), app="database_app")
+        program.environment["BENCH_DATABASE"] = plain
+        figures = program.figures(bench, count)
+        with psycopg.connect(plain) as connection:
+            stored = connection.execute("SELECT count(*) FROM orders").fetchone()
+        assert stored == (count,), stored
+        return figures
