@@ -117,8 +117,12 @@ class Inbox(ABC):
         self._database.close()
 
     def around(self, call: Call, *, is_async: bool, is_batch: bool) -> Call:
-        """*call*, which takes a message and its context, or lists of them, run once for each message."""
+        """*call*, which takes a message and its context, or lists of them, run once for each message.
+
+        Raises `ConfigurationError` when a package that async handlers need is missing.
+        """
         if is_async:
+            self._database.check_async()
             return self._around_async(call) if is_batch else _single_async(self._around_async(_batch_async(call)))
         return self._around(call) if is_batch else _single(self._around(_batch(call)))
 

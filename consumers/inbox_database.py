@@ -76,6 +76,10 @@ class InboxDatabase:
                 self._thread.start()
             self._users += 1
 
+    def check_async(self) -> None:
+        """Raises `ConfigurationError` when no async handler can use it."""
+        _connect_async(self.url, 1)
+
     def close(self) -> None:
         """No handler runs any more: note what is confirmed, and close the connections."""
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import httpx
 import pytest
 from pydantic import BaseModel
 from sqlalchemy import (
@@ -31,20 +33,24 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from ackline.consumers import Batch, Context, Park, Reject, inbox_database
+from ackline.consumers import Batch, Context, Park, Reject, inbox_database, middleware, registered
 from ackline.consumers import inbox as inboxes
 from ackline.consumers.calling import compose
 from ackline.consumers.decision import AlreadyHandled
 from ackline.consumers.inbox import Inbox, claim, inbox
+from ackline.consumers.worker import Worker
 from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.properties import Properties
 from ackline.infra.settings import settings
 from ackline.infra.tables import inbox as table
-from ackline.producer import message
+from ackline.producer import Publisher, message
+from tests.amqp import Client
+from tests.broker import Vhost
+from tests.documented import write_files
 from tests.waiting import until
-from tests.working import consumer_of
+from tests.working import consumer_of, working
 
 
 @message("test.inbox.order")
@@ -810,3 +816,92 @@ def test_inboxes_of_one_database_share_its_connections(url: str, engine: Engine)
             pass
         running.deliver()  # the first one's are still there
     assert charged(engine) == 1
+
+
+# --- in a worker --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("handler", [publish, publish_async], ids=["plain", "async"])
+def test_a_worker_handles_a_message_once_that_is_published_twice(
+    handler: Callable[..., Any], url: str, engine: Engine, vhost: Vhost
+) -> None:
+    billing = consumer_of("billing", handler, Order, inbox=inbox(url))
+    with working(vhost.amqp_url, billing), Publisher(vhost.amqp_url) as publisher:
+        for _ in range(2):
+            publisher.publish(Order(number=7), message_id="m-1", timeout=60)
+        publisher.publish(Order(number=8), message_id="m-2", timeout=60)
+        until(lambda: [row.unconfirmed for row in rows(engine)] == [None, None], what="the confirms to be noted")
+        with Client(vhost.amqp_url) as client:
+            until(lambda: client.consumers("billing") and not client.ready("billing"), what="an empty queue")
+    assert charged(engine) == 2
+
+
+def test_a_worker_whose_inbox_has_no_database_says_so_and_ends(vhost: Vhost) -> None:
+    billing = consumer_of("billing", charge, Order, inbox=inbox("postgresql://ada@127.0.0.1:1/service"))
+    with pytest.raises(DatabaseUnavailable, match="Nothing answers as PostgreSQL"):
+        Worker([billing], url=vhost.amqp_url).run()
+
+
+# --- as documented ------------------------------------------------------------------------------------------------
+
+
+def documented(section: str, name: str, folder: Path) -> Any:
+    """The module of that name in a section of the page for handler authors."""
+    write_files("handlers.md", section, folder)
+    spec = importlib.util.spec_from_file_location(f"documented_{name}", folder / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documented_inbox(
+    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE bookings (order_id TEXT, cents INTEGER)"))
+    ledger = documented("Exactly-once effects", "ledger", tmp_path)
+    with Consuming(inbox(), ledger.book) as running:
+        for _ in range(2):
+            context = context_of()
+            running.run(ledger.OrderPaid(order_id="A-1", cents=950), context)
+            assert [key for _, key, _, _ in context.enlisted()] == ["receipt.issued"]
+    with database.reading(engine) as connection:
+        assert connection.execute(text("SELECT * FROM bookings")).all() == [("A-1", 950)]
+
+
+def test_the_documented_claim(
+    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
+) -> None:
+    calls: list[str] = []
+
+    def post(address: str, **_: Any) -> httpx.Response:
+        calls.append(address)
+        return httpx.Response(201, request=httpx.Request("POST", address))
+
+    monkeypatch.setattr(httpx, "post", post)
+    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", url)
+    refunds = documented("Exactly-once effects", "refunds", tmp_path)
+    with Consuming(registered()["refunds"].inbox or pytest.fail("no inbox"), refunds.refund) as running:
+        for _ in range(2):
+            running.run(refunds.RefundGranted(order_id="A-1"), context_of())
+    assert calls == ["https://bank.example/refunds/A-1"]
+
+
+def test_the_documented_middleware(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(middleware, "_everywhere", [])
+    invoices = documented("Middleware", "invoices", tmp_path)
+    run = compose(registered()["invoices"])
+    with caplog.at_level(logging.INFO):
+        run(invoices.InvoiceDue(number=7), context_of())
+        with pytest.raises(AlreadyHandled):
+            run(invoices.InvoiceDue(number=7), context_of())
+    assert capsys.readouterr().out == "invoice 7\n"
+    assert sum("took" in line for line in caplog.messages) == 2
