@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,7 +100,6 @@ def _work(configured: Settings, names: str | None, place: Place) -> None:
     from ackline.consumers.control import reader
     from ackline.consumers.isolation import Isolation
     from ackline.consumers.worker import Worker
-    from ackline.infra.stopping import stop_on_signal
 
     role = Worker(
         _chosen(configured, names),
@@ -107,11 +107,13 @@ def _work(configured: Settings, names: str | None, place: Place) -> None:
         concurrency=configured.concurrency,
         prefetch=configured.prefetch,
         grace_seconds=configured.grace_seconds,
+        consumer_timeout=configured.consumer_timeout,
         processes=configured.processes,
         read_pauses=reader(configured),
         isolation=Isolation(place.journal, max_memory=configured.max_memory),
     )
-    stop_on_signal(role.stop)
+    # Whoever signals all processes, as systemd does, means it once: what comes from the parent as well is no second one.
+    signal.signal(signal.SIGTERM, lambda *_: role.stop())
     role.run()
 
 
