@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import click
 from rich import box
 from rich.table import Table
-from sqlalchemy import Engine
 
 from ackline.consumers import pauses
 from ackline.consumers.control import LOOK_SECONDS, Change, Pause
@@ -88,7 +86,7 @@ def consumers() -> None:
 def list_(as_json: bool) -> None:
     """List the consumers of this vhost. RabbitMQ counts messages every few seconds."""
     configured = settings()
-    with _engine(configured) as engine, Management(configured) as management:
+    with database.opened(configured.database) as engine, Management(configured) as management:
         found = listed(management, pauses.paused(engine))
     if as_json:
         for consumer in found:
@@ -145,7 +143,7 @@ def pause(names: tuple[str, ...], everything: bool, reason: str) -> None:
     What runs is finished; what had not begun goes back to its queue. Messages wait there; nothing is lost.
     """
     configured = settings()
-    with _engine(configured) as engine:
+    with database.opened(configured.database) as engine:
         chosen = _chosen(configured, names, everything, pauses.paused(engine))
         already = pauses.pause(engine, chosen, configured.acting, reason)
     # Those too that were paused already: a worker that was not told then is told now.
@@ -160,7 +158,7 @@ def pause(names: tuple[str, ...], everything: bool, reason: str) -> None:
 def resume(names: tuple[str, ...], everything: bool) -> None:
     """Have the workers take messages of these consumers again."""
     configured = settings()
-    with _engine(configured) as engine:
+    with database.opened(configured.database) as engine:
         held = pauses.paused(engine)
         chosen = sorted(held) if everything and not names else _chosen(configured, names, everything, held)
         lifted = pauses.resume(engine, chosen)
@@ -200,13 +198,3 @@ def _tell(configured: Settings, change: Change) -> None:
             f"{error}",
             file=sys.stderr,
         )
-
-
-@contextmanager
-def _engine(configured: Settings) -> Iterator[Engine]:
-    database.upgrade(configured.database)
-    engine = database.connect(configured.database)
-    try:
-        yield engine
-    finally:
-        engine.dispose()

@@ -41,14 +41,12 @@ def reviewer() -> None:
     configure_logging()
     configured = settings()
     url = configured.broker
-    database.upgrade(configured.database)
-    engine = database.connect(configured.database)
-    role = Reviewer(url, engine, grace_seconds=configured.grace_seconds, status_keep_days=configured.status_keep_days)
-    stop_on_signal(role.stop)
-    try:
+    with database.opened(configured.database) as engine:
+        role = Reviewer(
+            url, engine, grace_seconds=configured.grace_seconds, status_keep_days=configured.status_keep_days
+        )
+        stop_on_signal(role.stop)
         role.run()
-    finally:
-        engine.dispose()
 
 
 @click.group()

@@ -119,6 +119,20 @@ def upgrade(url: str) -> None:
         engine.dispose()
 
 
+@contextmanager
+def opened(url: str) -> Iterator[Engine]:
+    """An engine for *url*, whose tables are brought to the newest version first; closed at the end.
+
+    Raises what `connect` and `upgrade` raise.
+    """
+    upgrade(url)
+    engine = connect(url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
+
+
 def migrations(connection: Connection) -> Config:
     """Alembic's configuration: the migrations of this package, on *connection*, inside its transaction."""
     config = Config()

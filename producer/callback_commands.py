@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 import click
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Engine
 
 from ackline.infra import database
 from ackline.infra.settings import settings
@@ -44,7 +41,7 @@ def callbacks() -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line.")
 def list_(state: str | None, limit: int, as_json: bool) -> None:
     """List callbacks, the latest first."""
-    with _database() as engine, database.reading(engine) as connection:
+    with database.opened(settings().database) as engine, database.reading(engine) as connection:
         rows = owed.page(connection, _states(state), limit)
     if as_json:
         for row in rows:
@@ -86,7 +83,7 @@ def _listing(rows: list[owed.Callback]) -> Table:
 def retry(message_ids: tuple[str, ...]) -> None:
     """Call again, whatever became of the calls before: at once, and with as many attempts as at first."""
     refused = False
-    with _database() as engine:
+    with database.opened(settings().database) as engine:
         for message_id in message_ids:
             try:
                 with database.writing(engine) as connection:
@@ -101,16 +98,5 @@ def retry(message_ids: tuple[str, ...]) -> None:
 @callbacks.command()
 def secret() -> None:
     """Print the secret that callbacks are signed with, for those who receive them."""
-    with _database() as engine:
+    with database.opened(settings().database) as engine:
         print(webhook.shown(webhook.key(settings(), engine)))
-
-
-@contextmanager
-def _database() -> Iterator[Engine]:
-    configured = settings()
-    database.upgrade(configured.database)
-    engine = database.connect(configured.database)
-    try:
-        yield engine
-    finally:
-        engine.dispose()

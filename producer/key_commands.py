@@ -5,20 +5,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from rich import box
 from rich.table import Table
 from rich.text import Text
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from ackline.infra import database
 from ackline.infra.errors import AcklineError
-from ackline.infra.settings import Settings, settings
+from ackline.infra.settings import settings
 from ackline.infra.tables import api_keys
 from ackline.infra.terminal import console, line, moment, plain
 from ackline.infra.wire import now
@@ -69,7 +68,7 @@ def create(name: str, types: tuple[str, ...], rate: str | None) -> None:
         "created_at": now(),
         "created_by": configured.acting,
     }
-    with _engine(configured) as engine:
+    with database.opened(configured.database) as engine:
         try:
             with database.writing(engine) as connection:
                 connection.execute(insert(api_keys).values(row))
@@ -86,7 +85,7 @@ def create(name: str, types: tuple[str, ...], rate: str | None) -> None:
 def list_(as_json: bool) -> None:
     """List the keys, revoked ones included. The keys themselves are not known any more."""
     columns = [column for column in api_keys.c if column.name not in ("id", "key_sha256")]
-    with _engine(settings()) as engine, database.reading(engine) as connection:
+    with database.opened(settings().database) as engine, database.reading(engine) as connection:
         rows = [dict(row) for row in connection.execute(select(*columns).order_by(api_keys.c.id)).mappings()]
     if as_json:
         for row in rows:
@@ -114,16 +113,6 @@ def _listing(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-@contextmanager
-def _engine(configured: Settings) -> Iterator[Engine]:
-    database.upgrade(configured.database)
-    engine = database.connect(configured.database)
-    try:
-        yield engine
-    finally:
-        engine.dispose()
-
-
 def _types(types: Sequence[str]) -> str:
     return ", ".join(types) or "everything"
 
@@ -134,7 +123,7 @@ def revoke(name: str) -> None:
     """End the key NAME for good. Gateways refuse it within seconds; who did it and when is kept."""
     configured = settings()
     mine = api_keys.c.name == name
-    with _engine(configured) as engine, database.writing(engine) as connection:
+    with database.opened(configured.database) as engine, database.writing(engine) as connection:
         change = update(api_keys).where(mine, api_keys.c.revoked_at.is_(None))
         if connection.execute(change.values(revoked_at=now(), revoked_by=configured.acting)).rowcount:
             print(f"{name}: revoked")
