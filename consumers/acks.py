@@ -9,6 +9,8 @@ from __future__ import annotations
 
 #: Seconds that a finished delivery waits for the unfinished ones below it, before it is acked singly.
 STRAGGLER_SECONDS = 0.05
+#: Finished deliveries that wait so at most: the broker delivers no more than a prefetch without their acks.
+MOST_WAITING = 32
 
 
 class AckWindow:
@@ -61,8 +63,16 @@ class AckWindow:
 
     def stragglers(self) -> list[int]:
         """Tags to ack singly: those that were finished at the last call already. Call every STRAGGLER_SECONDS."""
-        late = sorted(self._finished & self._stragglers)
-        self._finished.difference_update(late)
-        self._settled.update(late)
+        late = self._singly(self._finished & self._stragglers)
         self._stragglers = set(self._finished)
         return late
+
+    def crowd(self) -> list[int]:
+        """Tags to ack singly at once: all that have finished, when those are more than MOST_WAITING. After `run`."""
+        return self._singly(self._finished) if len(self._finished) > MOST_WAITING else []
+
+    def _singly(self, tags: set[int]) -> list[int]:
+        found = sorted(tags)
+        self._finished.difference_update(found)
+        self._settled.update(found)
+        return found

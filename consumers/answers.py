@@ -50,13 +50,14 @@ class Answers:
         run = self._window.run()
         if run is not None and self._channel.is_open:
             self._channel.basic_ack(run, multiple=True)
+        self._ack_singly(self._window.crowd())
         self._watch()
 
     def send_all(self) -> None:
         """Ack everything that has finished, now."""
         self.send()
         for _ in range(2):  # what is new becomes a straggler at the first look
-            self._ack_stragglers()
+            self._ack_singly(self._window.stragglers())
 
     def _watch(self) -> None:
         if self._window.waiting and not self._watching and self._channel.is_open:
@@ -65,10 +66,10 @@ class Answers:
 
     def _look(self) -> None:
         self._watching = False
-        self._ack_stragglers()
+        self._ack_singly(self._window.stragglers())
         self._watch()
 
-    def _ack_stragglers(self) -> None:
-        for tag in self._window.stragglers():
+    def _ack_singly(self, tags: list[int]) -> None:
+        for tag in tags:
             if self._channel.is_open:
                 self._channel.basic_ack(tag)

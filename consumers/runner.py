@@ -56,6 +56,15 @@ _FACTOR = 2.0
 Item: TypeAlias = Delivery | list[Delivery]
 
 
+def enough(seconds: float, *, concurrency: int, long: int = 0, size: int = 1) -> int:
+    """How many unacked deliveries keep handlers busy for HELD_SECONDS, besides what is in them.
+
+    seconds: that a handler takes. long: how many of *concurrency* are in one that takes longer than HELD_SECONDS, and
+    are not to be had by the others meanwhile. size: messages in a handler.
+    """
+    return concurrency * size + math.ceil(max(concurrency - long, 0) * HELD_SECONDS / seconds)
+
+
 class Services(Protocol):
     """What a worker does for its runners."""
 
@@ -234,16 +243,15 @@ class Runner:
         for delivery in deliveries:
             delivery.source.give_back(delivery)
 
-    def adapt(self, running: float) -> None:
-        """Hold as much as the handler's time asks for. running: seconds that the oldest one has run for, 0 if none.
+    def adapt(self, long: int) -> None:
+        """Hold as much as the handler's time asks for. long: how many have run for more than HELD_SECONDS.
 
-        Call it a few times a second.
+        Those keep their threads; what is held besides is for the others. Call it a few times a second.
         """
-        if self.seconds is None and not running:
+        if self.seconds is None and not long:
             return
-        seconds = max(self.seconds or 0.0, running if running > HELD_SECONDS else 0.0, 1e-6)
-        busy = self._concurrency * (self.consumer.batch.size if self.consumer.batch is not None else 1)
-        wanted = busy + math.ceil(self._concurrency * HELD_SECONDS / seconds)
+        size = self.consumer.batch.size if self.consumer.batch is not None else 1
+        wanted = enough(self.seconds or HELD_SECONDS, concurrency=self._concurrency, long=long, size=size)
         wanted = max(self._least, min(wanted, self._most))
         if wanted >= self._wanted * _FACTOR or wanted * _FACTOR <= self._wanted or wanted == self._most != self._wanted:
             self._wanted = wanted

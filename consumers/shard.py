@@ -159,7 +159,7 @@ class Shard(Runner):
             return self._most
         return max(1, min(self._most, int(self._consumer_timeout * _HELD_SHARE / self.seconds)))
 
-    def adapt(self, running: float) -> None:
+    def adapt(self, long: int) -> None:
         """Nothing: another prefetch is another subscription, and it would change the active consumer."""
 
     def give_back_the_old(self, now: float) -> None:

@@ -26,6 +26,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from queue import SimpleQueue
@@ -40,7 +41,7 @@ from ackline.consumers.journal import private_journal
 from ackline.consumers.pool import Pool
 from ackline.consumers.progress import Progress
 from ackline.consumers.reporting import Reports
-from ackline.consumers.runner import REPORT_SECONDS, Item, Runner
+from ackline.consumers.runner import HELD_SECONDS, REPORT_SECONDS, Item, Runner
 from ackline.consumers.stopping import Stopping
 from ackline.consumers.shard import Shard
 from ackline.infra.connection import Connection
@@ -288,11 +289,11 @@ class Worker:
     def _adapt(self) -> None:
         """Look at what runs, and at how long it has done so."""
         now = time.monotonic()
-        oldest: dict[Runner, float] = {}
+        long: Counter[Runner] = Counter()
         reported: set[tuple[int, float]] = set()
         for number, item, since in self._running():
             runner = _runner_of(item)
-            oldest[runner] = max(oldest.get(runner, 0.0), now - since)
+            long[runner] += now - since > HELD_SECONDS
             if now - since >= REPORT_SECONDS:
                 reported.add((number, since))
                 if (number, since) not in self._reported:
@@ -300,7 +301,7 @@ class Worker:
         self._reported = reported
         self.pool.slow = any(runner.is_slow for runner in self._runners.values() if not runner.consumer.is_async)
         for runner in self._runners.values():
-            runner.adapt(oldest.get(runner, 0.0))
+            runner.adapt(long[runner])
             if self._ticks % _TICKS_TO_GIVE_BACK == 0:
                 runner.give_back_the_old(now)
 

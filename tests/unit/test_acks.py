@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from ackline.consumers.acks import AckWindow
+from ackline.consumers.acks import MOST_WAITING, AckWindow
 
 
 def _window(delivered: int) -> AckWindow:
@@ -132,3 +132,17 @@ def test_in_whatever_order_deliveries_end_each_finished_one_is_acked_exactly_onc
     assert not window.waiting, "what is finished with nothing unfinished below it needs no second look"
     assert channel.outstanding == set()
     assert sorted(channel.acked) == sorted(finished)
+
+
+def test_a_crowd_above_an_unfinished_one_is_acked_at_once() -> None:
+    window = _window(MOST_WAITING + 2)
+    for tag in range(2, MOST_WAITING + 2):
+        window.finish(tag)
+        assert window.run() is None
+        assert window.crowd() == []
+    window.finish(MOST_WAITING + 2)
+    assert window.crowd() == list(range(2, MOST_WAITING + 3))
+    assert window.unsettled == 1
+    window.finish(1)
+    assert window.run() == 1
+    assert window.unsettled == 0
