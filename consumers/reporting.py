@@ -16,6 +16,7 @@ from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import Outgoing, Report
 from ackline.infra.names import OUTCOMES
 from ackline.infra.properties import PERSISTENT, Properties
+from ackline.producer.errors import PublishBlocked
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,9 @@ class Reports:
             for delivery in batch.deliveries:
                 delivery.source.finish(delivery)
         elif not batch.deliveries or any(delivery.is_current for delivery in batch.deliveries):
-            log.warning(
+            log.log(
+                # An alarm has been said once, by the connection.
+                logging.DEBUG if isinstance(error, PublishBlocked) else logging.WARNING,
                 "%d reports (%s) are not confirmed, so their messages stay unacked; trying again in %g s: %s",
                 len(batch.events),
                 routing_key,

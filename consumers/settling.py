@@ -10,7 +10,7 @@ from typing import Any
 
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import Outgoing, Report, Settlement
-from ackline.producer.errors import MessageTooLarge
+from ackline.producer.errors import MessageTooLarge, PublishBlocked
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,10 @@ class Settling:
                 self._all_sent()
         elif isinstance(error, MessageTooLarge):
             self._cannot_be_sent(error)
-        else:
-            log.warning(
+        elif self._delivery.is_current:  # else the broker delivers it again
+            log.log(
+                # An alarm has been said once, by the connection.
+                logging.DEBUG if isinstance(error, PublishBlocked) else logging.WARNING,
                 "what follows from a delivery is not confirmed, so it stays unacked; trying again in %g s: %s",
                 wait,
                 error,

@@ -67,6 +67,7 @@ class Shard(Runner):
             arguments={"x-priority": priority(services.name, queue)},
         )
         self._source = _Watched(self)
+        self.subscription.in_order = True
         self._consumer_timeout = consumer_timeout
         self.way = self.way._replace(in_place=consumer_timeout * _IN_PLACE_SHARE)
         self.subscription.hold(self._prefetch())

@@ -65,6 +65,8 @@ class Subscription:
         self.queue = queue
         #: Who handles what is delivered.
         self.owner: Any = None
+        #: Whether what has no answer must return to the queue before anybody gets what follows.
+        self.in_order = False
         #: The number of the present channel: a delivery of another one is void. Read by any thread.
         self.generation = 0
         self._link = link
@@ -84,6 +86,7 @@ class Subscription:
         self._woken = False
         self._stopping = False
         self._missing = False
+        self._ended_by_broker = False
         self._unanswered: str | None = None
 
     # --- from any thread -------------------------------------------------------------------------------
@@ -138,6 +141,7 @@ class Subscription:
 
     def lost(self) -> None:
         """The connection is gone: forget the tags."""
+        self._ended_by_broker = False
         self._forget()
 
     def stop(self) -> None:
@@ -249,14 +253,34 @@ class Subscription:
         self._unanswered = None
         if self._missing:
             log.info("the queue %r is there again; consuming", self.queue)
-        self._missing = False
+        elif self._ended_by_broker:
+            log.warning(
+                "RabbitMQ ended the subscription of %r, as it does when a delivery has no answer within "
+                "`consumer_timeout`, and delivers that again; subscribed again",
+                self.queue,
+            )
+        self._missing = self._ended_by_broker = False
         self._consuming()
 
-    def _cancelled(self, _frame: Any) -> None:
-        """The broker ended the subscription: the queue was deleted, its leader moved, or a delivery timed out."""
-        log.warning("RabbitMQ ended the subscription of %r; subscribing again", self.queue)
-        if self._channel is not None and self._channel.is_open:
-            self._channel.close()
+    def _cancelled(self, frame: Any) -> None:
+        """The broker ended the subscription: a delivery timed out (4.3), or the queue was deleted.
+
+        It has taken back what timed out, and ignores its ack. All else stays with this channel: to close it would
+        count a delivery for each. (It closes it itself for a delivery of a subscription that we have ended, and before
+        4.3 for any.) Where the queue is gone, it closes the channel at the next subscription.
+        """
+        channel = self._channel
+        if channel is None or not channel.is_open or self._stopping or frame.method.consumer_tag != self._tag:
+            return  # we were about to end it as well
+        self._ended_by_broker = True
+        if self.in_order:
+            self.release(prefetch=self._prefetch)
+            return
+        # To the broker it is there until we end it, too, and may be delivered to; pika has forgotten it.
+        known: Any = channel._consumers
+        known[self._tag] = self._on_message
+        self._unsubscribe()
+        self._subscribe(channel)
 
     def _closed(self, channel: Channel, reason: Any) -> None:
         connection: Any = channel.connection

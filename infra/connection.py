@@ -11,6 +11,7 @@ from typing import Any
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection as PikaAsyncioConnection
 from pika.frame import Header, decode_frame
+from pika.heartbeat import HeartbeatChecker
 from pika.spec import FRAME_HEADER
 
 from ackline.infra.frames import ACK_SIZE, Arrived, ack_head, read_acks, read_deliveries
@@ -18,6 +19,18 @@ from ackline.infra.properties import Properties
 
 #: Bytes to read at once. pika reads 4 KB, which is eight messages: each read costs a call of the system.
 READ_SIZE = 128 * 1024
+
+
+class Heartbeats(HeartbeatChecker):
+    """Sends heartbeats, and looks for the broker's, of which two are due in each period of *timeout* seconds.
+
+    pika looks every *timeout* + 5 seconds for what came since its last look, so that it may take more than two periods
+    until it notices a connection that is half open.
+    """
+
+    def _start_check_timer(self) -> None:
+        self._check_interval = self._timeout
+        super()._start_check_timer()  # type: ignore[no-untyped-call]
 
 
 class Connection:
@@ -76,6 +89,10 @@ class Connection:
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = READ_SIZE
         super()._proto_connection_made(transport)  # type: ignore[misc]
+
+    def _create_heartbeat_checker(self) -> HeartbeatChecker | None:
+        seconds = self.params.heartbeat
+        return Heartbeats(self, seconds) if seconds else None  # type: ignore[no-untyped-call]
 
     def drop(self, error: Exception) -> None:
         """Close the socket without a word, so that not even a silent broker leaves it open."""

@@ -33,13 +33,14 @@ from ackline.infra.wire import FRAME_MAX
 
 log = logging.getLogger(__name__)
 
-#: Seconds between heartbeats asked for; a half-open connection is noticed within two.
+#: Seconds between heartbeats; a half-open connection is noticed within two of them.
 HEARTBEAT = 15
 #: Seconds before the first reconnect, and at most; doubled in between, with jitter so that roles spread out.
 BACKOFF_FIRST, BACKOFF_MOST = 0.2, 5.0
 
-#: pika reports each failed attempt at several levels with tracebacks; `Link` reports it once, in a sentence.
-logging.getLogger("pika").setLevel(logging.CRITICAL)
+#: pika reports each failed attempt at several levels with tracebacks; `Link` reports it once, in a sentence. And what
+#: it finds critical harms nobody: RabbitMQ 4.3 may deliver on a channel that it has just closed.
+logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
 
 
 class BrokerUnreachable(AcklineError):
@@ -158,6 +159,8 @@ class Link:
         self._stopping = False
         self._backoff = BACKOFF_FIRST
         self._connection: Connection | None = None
+        #: What has been said in the log since the connection was last open: each kind of reason once.
+        self._told: set[type[AcklineError]] = set()
         self._changed = threading.Condition()
         #: Why the connection is not open; None while it is.
         self.error: AcklineError | None = BrokerUnreachable(f"RabbitMQ at {address(url)} has not answered yet.")
@@ -260,6 +263,7 @@ class Link:
             connection.close()
             return
         self._backoff = BACKOFF_FIRST
+        self._told.clear()
         self.blocked = None
         self.frame_max = connection.params.frame_max
         log.info("%s: connected", self.name)
@@ -286,8 +290,10 @@ class Link:
             self._say(reason)
             self._loop.end()
             return
-        if self._backoff == BACKOFF_FIRST:
-            log.warning("%s: %s Connecting again until it answers.", self.name, reason)
+        if type(reason) not in self._told:  # a broker that was away may come back and refuse
+            self._told.add(type(reason))
+            awaited = "lets us in" if isinstance(reason, BrokerRefused) else "answers"
+            log.warning("%s: %s Connecting again until it %s.", self.name, reason, awaited)
         self._say(reason)
         self.later(self._backoff * random.uniform(0.7, 1.3), self._connect)  # noqa: S311
         self._backoff = min(self._backoff * 2, BACKOFF_MOST)

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
+import pytest
 
 from ackline.infra.broker import Choice, choose, launch
 from ackline.infra.docker_node import IMAGE, fetch_image
@@ -70,6 +71,20 @@ def start(folder: Path) -> Broker:
             broker.start()
             return broker
     return launch(environment(), data_dir=folder, prefer_docker=refusal is None, deny_deprecated=True, say=print)
+
+
+@contextlib.contextmanager
+def own(folder: Path) -> Iterator[Broker]:
+    """A broker that tests may stop, kill, and start again; *folder* is its own."""
+    chosen = choice()
+    if chosen is not None and chosen.kind == "url":
+        pytest.skip("needs a broker that it can stop, and ACKLINE_AMQP_URL names one that others run")
+    try:
+        running = start(folder)
+    except BrokerUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
+    with running:
+        yield running
 
 
 class ContainerBroker(Broker):

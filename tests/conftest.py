@@ -90,14 +90,7 @@ def ackline_settings(vhost: Vhost, tmp_path: Path) -> Settings:
 @pytest.fixture
 def own_broker(tmp_path: Path) -> Iterator[Broker]:
     """A broker for one test alone, which may stop, kill and start it again on the same ports and data."""
-    chosen = test_broker.choice()
-    if chosen is not None and chosen.kind == "url":
-        pytest.skip("needs a broker that it can stop, and ACKLINE_AMQP_URL names one that others run")
-    try:
-        running = test_broker.start(tmp_path / "broker")
-    except BrokerUnavailable as error:
-        pytest.fail(str(error), pytrace=False)
-    with running:
+    with test_broker.own(tmp_path / "broker") as running:
         yield running
 
 
