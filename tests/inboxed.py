@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 from sqlalchemy import Column, Connection, Engine, Integer, MetaData, Table, Text, insert
 
-from ackline.consumers import Context, consumer
+from ackline.consumers import Context, consumer, fixed
 from ackline.consumers.inbox import claim, inbox
 from ackline.infra import database
 from ackline.producer import message
@@ -21,6 +21,8 @@ from ackline.producer import message
 DATABASE = "ACKLINE_INBOX_DATABASE_URL"
 #: Names a file: who creates it dies, after the commit of a message and before anything that follows from it.
 DIES = "ACKLINE_TEST_INBOXED_DIES"
+#: SQLite that is locked for long, on a slow machine, is not the question here.
+RETRY = fixed(attempts=1000, delay="1s")
 INBOX, CLAIM, BARE = "paid-inbox", "paid-claim", "paid-bare"
 
 service = MetaData()
@@ -65,18 +67,18 @@ def write(connection: Connection, ctx: Context, paid: Paid) -> None:
     ctx.publish(ReceiptIssued(number=paid.number, consumer=ctx.consumer))
 
 
-@consumer(INBOX, inbox=inbox(), middleware=[deadly])
+@consumer(INBOX, retry=RETRY, inbox=inbox(), middleware=[deadly])
 def with_inbox(paid: Paid, ctx: Context) -> None:
     write(ctx.session, ctx, paid)
 
 
-@consumer(CLAIM, inbox=claim("10m"), middleware=[deadly])
+@consumer(CLAIM, retry=RETRY, inbox=claim("10m"), middleware=[deadly])
 def with_claim(paid: Paid, ctx: Context) -> None:
     with engine().begin() as connection:
         write(connection, ctx, paid)
 
 
-@consumer(BARE)
+@consumer(BARE, retry=RETRY)
 def without(paid: Paid, ctx: Context) -> None:
     with engine().begin() as connection:
         write(connection, ctx, paid)
