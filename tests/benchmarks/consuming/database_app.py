@@ -32,6 +32,14 @@ def _row(order: Placed) -> tuple[Any, ...]:
     return order.order_id, order.customer, order.total, order.express, order.note
 
 
+@consumer("bench-transaction")
+def insert_in_transaction(order: Placed) -> None:
+    """A transaction for each, as a session of SQLAlchemy or an inbox makes it: BEGIN, INSERT, COMMIT."""
+    with _connection().transaction():
+        _connection().execute(_INSERT, _row(order))
+    meter.handled()
+
+
 @consumer("bench-insert")
 def insert(order: Placed) -> None:
     """A transaction for each: the statement is one by itself."""
