@@ -9,15 +9,15 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-#: What a worker's process adds to its badness (`oom_score_adj`, proc(5)): the kernel takes it before its parent, and
-#: one with a suspect before all.
-WORKING, SUSPECT = 300, 600
+#: What a worker's process adds to its badness (`oom_score_adj`, proc(5)): the kernel takes it before its parent.
+#: The same for all of them: of these, the one that holds most should go.
+_BADNESS = 300
 
 _PR_SET_PDEATHSIG = 1
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def belong_to(parent: int, *, badness: int) -> None:
+def belong_to(parent: int) -> None:
     """Have this process killed when *parent* ends, however that ends. Call it first of all, on the main thread.
 
     To the kernel the parent is the thread that started this process, so that thread must live as long as it.
@@ -25,7 +25,7 @@ def belong_to(parent: int, *, badness: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         with suppress(OSError):  # where somebody has raised it further, as in some containers
-            Path("/proc/self/oom_score_adj").write_text(str(badness))
+            Path("/proc/self/oom_score_adj").write_text(str(_BADNESS))
     if os.getppid() != parent:  # it ended before it could be asked for
         os._exit(1)
 

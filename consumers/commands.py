@@ -112,7 +112,7 @@ def _work(configured: Settings, names: str | None, place: Place) -> None:
         read_pauses=reader(configured),
         isolation=Isolation(place.journal, max_memory=configured.max_memory),
     )
-    # Whoever signals all processes, as systemd does, means it once: what comes from the parent as well is no second one.
+    # Whoever signals all processes, as systemd does, means it once: the parent's is no second one. That is a SIGKILL.
     signal.signal(signal.SIGTERM, lambda *_: role.stop())
     role.run()
 

@@ -28,6 +28,8 @@ from ackline.consumers.decision import Reject
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import Report, Settlement, Way, cannot_be_sent, settle, trail_of
 from ackline.consumers.journal import Journal, key_of
+from ackline.consumers.time_limit import PATIENCE, TimeLimitExceeded
+from ackline.infra.durations import written
 from ackline.infra.restarts import Delay
 from ackline.infra.sizes import shown
 
@@ -41,12 +43,18 @@ _COUNT = "x-delivery-count"
 #: Seconds between two looks at the process.
 _LOOK_SECONDS = 0.1
 
+#: Seconds after a handler's time limit at which its process is killed: it goes on where no exception can end it.
+_LATE_SECONDS = 2 * PATIENCE
+
 #: What the process says when it is about to run the handler: until then its end is not the message's fault.
 BEGUN = "begun"
 
 
 class CrashedWorker(Reject):
     """The handler ended its process: by a signal, by an exit, or by its use of memory."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(f"crashed the worker: {how}")
 
 
 class Isolation:
@@ -67,8 +75,8 @@ class Isolation:
 
     def stop(self) -> None:
         """Tell the handler that runs that the worker stops."""
-        if self._apart is not None:
-            self._apart.ask_to_stop()
+        if (apart := self._apart) is not None:
+            apart.ask_to_stop()
 
     def close(self) -> None:
         """End the process, unless a handler runs in it: then it ends with this one, and nobody is convicted."""
@@ -94,28 +102,26 @@ class Isolation:
             self._apart = apart
             try:
                 settlement = apart.handle(way, delivery)
-            except _Ended as end:
+            except _EndedBefore as end:
                 self._apart = None
-                if end.begun:
-                    return settle(
-                        way, delivery, trail_of(way, delivery), None, CrashedWorker(f"crashed the worker: {end}")
-                    )
                 if end.code:  # else it had nothing to do for a while
                     seconds = delay.schedule()
                     log.error("the process for suspects ended: %s. Started again in %g s", end, seconds)
                     time.sleep(seconds)
+            except (CrashedWorker, TimeLimitExceeded) as error:
+                self._apart = None
+                return settle(way, delivery, trail_of(way, delivery), None, error)
             else:
                 self.journal.acquit(key_of(way.consumer.name, delivery.properties, delivery.body))
                 return settlement
 
 
-class _Ended(Exception):
-    """The process ended. begun: in the handler."""
+class _EndedBefore(Exception):
+    """The process ended before it began with the handler."""
 
-    def __init__(self, how: str, code: int, *, begun: bool) -> None:
-        super().__init__(how)
+    def __init__(self, code: int) -> None:
+        super().__init__(child.end_of(code))
         self.code = code
-        self.begun = begun
 
 
 class _Apart:
@@ -134,10 +140,12 @@ class _Apart:
             )
 
     def handle(self, way: Way, delivery: Delivery) -> Settlement:
-        """Raises `_Ended`."""
-        begun, excess = False, None
+        """Raises `CrashedWorker`, `TimeLimitExceeded`, and `_EndedBefore`. The process has ended then."""
+        limit = way.consumer.time_limit
+        begun: float | None = None
+        killed_for: BaseException | None = None
         try:
-            self._pipe.send((way.consumer.name, delivery))
+            self._pipe.send((way.consumer.name, delivery, delivery.arrived, way.in_place))
             while True:
                 if self._pipe.poll(_LOOK_SECONDS):
                     said = self._pipe.recv()
@@ -148,17 +156,23 @@ class _Apart:
                         settlement, has_fallback = said
                         fallback = partial(cannot_be_sent, way, delivery) if has_fallback else None
                         return replace(settlement, fallback=fallback)
-                    begun = True
+                    else:
+                        begun = time.monotonic()
                 elif self._process.poll() is not None and not self._pipe.poll():
                     break  # a process that the handler forked may hold the pipe open
                 elif self._max_memory and child.resident_bytes(self._process.pid) > self._max_memory:
-                    excess = f"used more than {shown(self._max_memory)}"
+                    killed_for = CrashedWorker(f"used more than {shown(self._max_memory)}")
+                    self._process.kill()
+                elif limit is not None and begun is not None and time.monotonic() > begun + limit + _LATE_SECONDS:
+                    killed_for = TimeLimitExceeded(f"the handler did not end at its time limit of {written(limit)}")
                     self._process.kill()
         except (EOFError, OSError):
             pass
         self._pipe.close()
         code = self._process.wait()
-        raise _Ended(excess or child.end_of(code), code, begun=begun)
+        if begun is None:
+            raise _EndedBefore(code)
+        raise killed_for or CrashedWorker(child.end_of(code))
 
     def close(self) -> None:
         """Let it end, as it does when nobody is at the other end of its pipe."""

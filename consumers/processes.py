@@ -239,7 +239,7 @@ class Place(NamedTuple):
 
     def take(self) -> None:
         """Be killed with the parent. Call it first of all."""
-        child.belong_to(self.parent, badness=child.WORKING)
+        child.belong_to(self.parent)
 
     @property
     def journal(self) -> Journal:

@@ -45,10 +45,11 @@ def serve(pipe: Connection, stopping: Stopping) -> None:
     with asyncio.Runner() as runner:
         while pipe.poll(IDLE_SECONDS):
             try:
-                consumer, delivery = pipe.recv()
+                consumer, delivery, arrived, in_place = pipe.recv()
             except EOFError:
                 return
-            way = ways[consumer]
+            delivery.arrived = arrived  # the clock is one for all processes
+            way = ways[consumer]._replace(in_place=in_place)
             pipe.send(BEGUN)
             settlement = _handle(way, delivery, runner)
             # The fallback knows the handler, which cannot be sent: the worker makes its own.
@@ -64,7 +65,7 @@ def _handle(way: Way, delivery: Delivery, runner: asyncio.Runner) -> Settlement:
 
 def main() -> None:
     """The process."""
-    child.belong_to(int(sys.argv[2]), badness=child.SUSPECT)
+    child.belong_to(int(sys.argv[2]))
     configure_logging()
     stopping = Stopping()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import time
@@ -21,7 +22,9 @@ FOLDER = "ACKLINE_TEST_POISON"
 #: Bytes that a greedy message takes at most: a machine on which nobody kills it survives that.
 GREED = 1_500_000_000
 
-Deed = Literal["good", "kill", "exit", "greed", "parent", "fails", "slow", "lingers", "tells", "forks", "progress"]
+Deed = Literal[
+    "good", "kill", "exit", "greed", "parent", "fails", "slow", "lingers", "tells", "forks", "hangs", "progress"
+]
 
 
 @message("test.poison", track=True)
@@ -42,6 +45,11 @@ class BatchDose(Dose):
     """For the batch handler."""
 
 
+@message("test.poison.limited")
+class LimitedDose(Dose):
+    """For the handler with a time limit."""
+
+
 @message("test.poison.answer")
 class Answer(BaseModel):
     """What the handler of a good one publishes."""
@@ -60,6 +68,11 @@ def taste(dose: Dose, ctx: Context) -> None:
     if dose.deed == "progress":
         ctx.progress(0.5, "half of it")
     _write("handled", dose.number)
+
+
+@consumer("limited-taster", retry=RETRY, time_limit="1s")
+def taste_in_time(dose: LimitedDose) -> None:
+    _do(dose)
 
 
 @consumer("async-taster", retry=RETRY)
@@ -97,6 +110,8 @@ def _do(dose: Dose) -> None:
             _kill_the_parent()
         case "fails":
             raise RuntimeError("told to fail")
+        case "hangs":
+            ctypes.CDLL(None).sleep(600)
         case "tells":
             _write("process", os.getpid())
         case "forks":
