@@ -38,15 +38,18 @@ class PostgresqlUnavailable(Exception):
 
 
 @contextlib.contextmanager
-def server() -> Iterator[str]:
-    """A PostgreSQL server while the block runs: its SQLAlchemy URL, with the right to create databases."""
+def server(*, durable: bool = False) -> Iterator[str]:
+    """A PostgreSQL server while the block runs: its SQLAlchemy URL, with the right to create databases.
+
+    durable: whether a private cluster waits for the disk as one does that is not thrown away.
+    """
     named = os.environ.get(VARIABLE)
     if named:
         yield named
         return
     programs, refusal = _programs()
     if programs is not None:
-        with _private_cluster(programs) as url:
+        with _private_cluster(programs, durable) as url:
             yield url
     elif (docker := docker_refusal()) is None:
         with _container() as url:
@@ -119,7 +122,7 @@ def _installed() -> Path | None:
 
 
 @contextlib.contextmanager
-def _private_cluster(programs: Path) -> Iterator[str]:
+def _private_cluster(programs: Path, durable: bool) -> Iterator[str]:
     """A cluster of this test run's own; as root, run by an unprivileged user, for PostgreSQL refuses root."""
     folder = Path(tempfile.mkdtemp(prefix="ackline-postgresql-"))  # not pytest's: only root may enter that
     password = secrets.token_urlsafe(16)
@@ -132,7 +135,7 @@ def _private_cluster(programs: Path) -> Iterator[str]:
     assert done.returncode == 0, done.stderr
     postgres = [*become, str(programs / "postgres"), "-D", str(folder / "data"), "-p", str(port), "-h", LOOPBACK]
     # No sockets in the file system, and no fsync: a cluster that is thrown away need not survive a power cut.
-    postgres += ["-c", "unix_socket_directories=", "-c", "fsync=off"]
+    postgres += ["-c", "unix_socket_directories=", "-c", f"fsync={'on' if durable else 'off'}"]
     log = folder / "postgresql.log"
     node = Guarded(postgres, environment=os.environ, log=log, grace=3.0, cwd=folder)
     url = f"postgresql+psycopg://ackline:{password}@{LOOPBACK}:{port}/postgres"

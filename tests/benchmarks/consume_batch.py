@@ -1,4 +1,4 @@
-"""Writing messages into PostgreSQL: a statement for each, and batch handlers. The server's fsync is off."""
+"""Writing messages into PostgreSQL, whose fsync is on as it is for data that matters: one by one, and in batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def run(bench: Bench) -> str:
         f"batches of {SIZE}, `executemany`": ("bench-executemany", 50_000),
         f"batches of {SIZE}, `COPY`": ("bench-copy", 100_000),
     }
-    with postgresql.server() as server:
+    with postgresql.server(durable=True) as server:
         contenders = [
             Contender(name, lambda what=what: _measure(bench, server, *what))  # type: ignore[misc]
             for name, what in rows.items()
