@@ -28,13 +28,21 @@ from ackline.infra.settings import Settings
 from tests import poison
 from tests.amqp import Client
 from tests.broker import Vhost
+from tests.documented import write_files
 from tests.poison import begun
-from tests.roles import ROOT, RoleProcess
+from tests.roles import ROOT, RoleProcess, role
 from tests.waiting import until
 
 #: What the process for suspects says when it begins.
 SAID = "handling suspects apart"
-TYPES = {"taster": "test.poison", "async-taster": "test.poison.async", "batch-taster": "test.poison.batch"}
+TYPES = {
+    "taster": "test.poison",
+    "async-taster": "test.poison.async",
+    "batch-taster": "test.poison.batch",
+    "limited-taster": "test.poison.limited",
+}
+#: A plain, an async and a batch handler.
+KINDS = list(TYPES)[:3]
 
 
 # --- the process for suspects, without a broker ------------------------------------------------------------
@@ -73,7 +81,7 @@ def dead(settlement: Settlement) -> tuple[str, list[dict[str, Any]]]:
     return headers[wire.REASON], json.loads(headers[wire.HISTORY])
 
 
-@pytest.mark.parametrize("consumer", TYPES)
+@pytest.mark.parametrize("consumer", KINDS)
 @pytest.mark.parametrize(
     ("deed", "how"), [("kill", "killed by SIGKILL"), ("exit", "exit code 3"), ("greed", "used more than 300 MB")]
 )
@@ -85,7 +93,7 @@ def test_what_ends_the_process_goes_to_review_with_how_it_ended(
     assert [(entry["attempt"], entry["error"], entry["message"]) for entry in history] == [(1, "CrashedWorker", reason)]
 
 
-@pytest.mark.parametrize("consumer", TYPES)
+@pytest.mark.parametrize("consumer", KINDS)
 def test_what_does_not_end_it_is_answered_like_any_other(isolation: Isolation, consumer: str, tmp_path: Path) -> None:
     settlement = isolation.handle(way(consumer), delivery("good", consumer))
     assert begun(tmp_path, "handled") == [1]
@@ -97,6 +105,14 @@ def test_what_does_not_end_it_is_answered_like_any_other(isolation: Isolation, c
 def test_one_that_fails_is_retried_by_its_policy(isolation: Isolation) -> None:
     [outgoing] = isolation.handle(way(), delivery("fails")).outgoing
     assert outgoing.exchange == "ackline.retry.1s"
+
+
+def test_one_that_hangs_where_no_time_limit_ends_it_is_killed_and_retried(isolation: Isolation) -> None:
+    [outgoing] = isolation.handle(way("limited-taster"), delivery("hangs", "limited-taster")).outgoing
+    assert outgoing.exchange == "ackline.retry.1s"
+    [failure] = json.loads(outgoing.properties.headers.decoded()[wire.HISTORY])
+    assert failure["error"] == "TimeLimitExceeded"
+    assert failure["message"] == "the handler did not end at its time limit of 1s"
 
 
 def test_what_it_publishes_and_can_never_be_sent_ends_in_review(isolation: Isolation) -> None:
@@ -171,10 +187,10 @@ def client(vhost: Vhost) -> Iterator[Client]:
 
 @pytest.fixture
 def start(ackline_settings: Settings, tmp_path: Path) -> Iterator[Callable[..., RoleProcess]]:
-    settings = ackline_settings.model_copy(update={"app": (poison.APP,)})
     started: list[RoleProcess] = []
 
-    def begin(*options: str) -> RoleProcess:
+    def begin(*options: str, grace: float = 600.0) -> RoleProcess:
+        settings = ackline_settings.model_copy(update={"app": (poison.APP,), "grace_seconds": grace})
         started.append(RoleProcess(settings, "worker", *options, **{poison.FOLDER: str(tmp_path)}))
         started[-1].start()
         return started[-1]
@@ -198,7 +214,7 @@ def reviewed(client: Client) -> str:
     return str(taken.headers[wire.REASON])
 
 
-@pytest.mark.parametrize("consumer", TYPES)
+@pytest.mark.parametrize("consumer", KINDS)
 def test_poison_costs_two_deaths_and_no_other_message(
     start: Start, client: Client, tmp_path: Path, consumer: str
 ) -> None:
@@ -241,7 +257,7 @@ def test_where_no_journal_can_tell_poison_costs_three_deaths(start: Start, clien
 
 
 def test_a_restart_makes_no_suspects(start: Start, client: Client, tmp_path: Path) -> None:
-    worker = start()
+    worker = start(grace=0.2)
     publish(client, "slow")
     until(lambda: begun(tmp_path, "begun") == [1], what="the handler to begin")
     worker.stop()  # the handler outlasts the grace
@@ -264,6 +280,23 @@ def test_a_lost_connection_makes_no_suspects(start: Start, client: Client, vhost
     assert SAID not in worker.log.read_text()
 
 
+def test_a_process_that_is_told_twice_to_stop_finishes_what_runs(start: Start, client: Client, tmp_path: Path) -> None:
+    # By its parent, and by whoever signals all processes of a service, as systemd does.
+    worker = start()
+    publish(client, "slow")
+    until(lambda: begun(tmp_path, "begun") == [1], what="the handler to begin")
+    process = _child_of(worker)
+    os.kill(process, signal.SIGTERM)
+    # Of the other queue: one that was cancelled with a message unacked still counts as a consumer.
+    until(lambda: not client.consumers("async-taster"), what="it to stop taking messages")
+    os.kill(process, signal.SIGTERM)
+    (tmp_path / "open").touch()
+    until(lambda: begun(tmp_path, "handled") == [1], what="the message handled")
+    assert worker.stop() == 0
+    assert begun(tmp_path, "begun") == [1]
+    assert client.take("taster") is None
+
+
 def test_a_suspect_is_told_that_the_worker_stops(start: Start, client: Client, tmp_path: Path) -> None:
     worker = start()
     publish(client, "lingers")
@@ -274,6 +307,17 @@ def test_a_suspect_is_told_that_the_worker_stops(start: Start, client: Client, t
     assert worker.stop() == 0
     assert begun(tmp_path, "stopping") == begun(tmp_path, "handled") == [1]
     assert client.take("taster") is None
+
+
+def test_the_documented_handler_is_found_out(ackline_settings: Settings, client: Client, tmp_path: Path) -> None:
+    write_files("handlers.md", "Poison messages", tmp_path)
+    settings = ackline_settings.model_copy(update={"app": ("thumbnails",)})
+    with role(settings, "worker", PYTHONPATH=str(tmp_path)):
+        client.publish(MESSAGES, "image.uploaded", b'{"path": "a.broken"}', type="image.uploaded")
+        client.publish(MESSAGES, "image.uploaded", b'{"path": "b.png"}', type="image.uploaded")
+        assert reviewed(client) == "crashed the worker: killed by SIGSEGV"
+        until(lambda: client.ready("thumbnails") == 0)
+    assert client.take(DEAD) is None
 
 
 def _child_of(worker: RoleProcess) -> int:
