@@ -293,9 +293,9 @@ def test_rights_that_a_user_lacks_are_named_with_the_command_that_gives_them(
     user = f"limited-{vhost.name}"
     mend = f"rabbitmqctl set_permissions -p '{vhost.name}' '{user}' '.*' '.*' '.*'."
     assert said == [
-        f"The user '{user}' may not configure 'ackline.messages' and 22 more; to permit it: {mend}",
+        f"The user '{user}' may not configure 'ackline.messages' and 23 more; to permit it: {mend}",
         f"The user '{user}' may not write 'email'; to permit it: {mend}",
-        f"The user '{user}' may not read 'ackline.messages' and 22 more; to permit it: {mend}",
+        f"The user '{user}' may not read 'ackline.messages' and 23 more; to permit it: {mend}",
     ]
 
 

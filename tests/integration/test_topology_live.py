@@ -61,7 +61,7 @@ def test_after_apply_there_is_no_difference_and_apply_may_be_repeated(ackline_se
 
 def test_before_apply_everything_is_named_as_missing(ackline_settings: Settings) -> None:
     lines = diff(ackline_settings)
-    assert len(lines) == 12 + 11
+    assert len(lines) == 13 + 11
     assert "queue 'email' is missing; `ackline topology apply` creates it" in lines
 
 
