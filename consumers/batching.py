@@ -64,7 +64,7 @@ class Collector:
             self._submit([batch])
 
 
-class _Opened(NamedTuple):
+class Opened(NamedTuple):
     """A delivery whose body could be read, and its place among all."""
 
     place: int
@@ -81,10 +81,7 @@ def handle_batch(way: Way, deliveries: Sequence[Delivery]) -> list[Settlement]:
     """Run the batch handler on these, and return what follows from each. Never raises."""
     settlements, opened = _open(way, deliveries)
     if opened:
-        results = _call(way, opened)
-        if results is None:
-            results = [_call_alone(way, one) for one in opened]
-        _close(way, opened, results, settlements)
+        _close(way, opened, results_of(way, opened), settlements)
     return settlements
 
 
@@ -92,17 +89,26 @@ async def ahandle_batch(way: Way, deliveries: Sequence[Delivery]) -> list[Settle
     """`handle_batch` for a handler that is a coroutine function."""
     settlements, opened = _open(way, deliveries)
     if opened:
-        results = await _acall(way, opened)
-        if results is None:
-            results = [await _acall_alone(way, one) for one in opened]
-        _close(way, opened, results, settlements)
+        _close(way, opened, await aresults_of(way, opened), settlements)
     return settlements
 
 
-def _open(way: Way, deliveries: Sequence[Delivery]) -> tuple[list[Settlement], list[_Opened]]:
+def results_of(way: Way, opened: list[Opened]) -> Results:
+    """Run the batch handler on these: None, or an exception, for each."""
+    results = _call(way, opened)
+    return [_call_alone(way, one) for one in opened] if results is None else results
+
+
+async def aresults_of(way: Way, opened: list[Opened]) -> Results:
+    """`results_of` for a handler that is a coroutine function."""
+    results = await _acall(way, opened)
+    return [await _acall_alone(way, one) for one in opened] if results is None else results
+
+
+def _open(way: Way, deliveries: Sequence[Delivery]) -> tuple[list[Settlement], list[Opened]]:
     """Settlements of those that the handler is not to see, at their places, and the others."""
     settlements = [Settlement()] * len(deliveries)
-    opened: list[_Opened] = []
+    opened: list[Opened] = []
     for index, delivery in enumerate(deliveries):
         trail = trail_of(way, delivery)
         early = park_until_due(way, delivery, trail, trail.due) if trail is not None and trail.due is not None else None
@@ -110,18 +116,18 @@ def _open(way: Way, deliveries: Sequence[Delivery]) -> tuple[list[Settlement], l
             settlements[index] = early
             continue
         try:
-            opened.append(_Opened(index, delivery, trail, *read(way, delivery, trail)))
+            opened.append(Opened(index, delivery, trail, *read(way, delivery, trail)))
         except BaseException as error:
             settlements[index] = settle(way, delivery, trail, None, error)
     return settlements, opened
 
 
-def _close(way: Way, opened: list[_Opened], results: Results, settlements: list[Settlement]) -> None:
+def _close(way: Way, opened: list[Opened], results: Results, settlements: list[Settlement]) -> None:
     for one, error in zip(opened, results, strict=True):
         settlements[one.place] = settle(way, one.delivery, one.trail, one.context, error)
 
 
-def _call(way: Way, opened: list[_Opened]) -> Results | None:
+def _call(way: Way, opened: list[Opened]) -> Results | None:
     """A result for each; None when the handler raised for several."""
     try:
         return _results(way.call(*_arguments(opened)), len(opened))
@@ -129,31 +135,31 @@ def _call(way: Way, opened: list[_Opened]) -> Results | None:
         return [error] if len(opened) == 1 else None
 
 
-async def _acall(way: Way, opened: list[_Opened]) -> Results | None:
+async def _acall(way: Way, opened: list[Opened]) -> Results | None:
     try:
         return _results(await way.call(*_arguments(opened)), len(opened))
     except BaseException as error:
         return [error] if len(opened) == 1 else None
 
 
-def _call_alone(way: Way, one: _Opened) -> BaseException | None:
+def _call_alone(way: Way, one: Opened) -> BaseException | None:
     (result,) = _call(way, [_fresh(one)]) or [None]
     return result
 
 
-async def _acall_alone(way: Way, one: _Opened) -> BaseException | None:
+async def _acall_alone(way: Way, one: Opened) -> BaseException | None:
     (result,) = await _acall(way, [_fresh(one)]) or [None]
     return result
 
 
-def _fresh(one: _Opened) -> _Opened:
+def _fresh(one: Opened) -> Opened:
     """For a second call: without what the first one enlisted."""
     if one.context is not None:
         one.context.forget_enlisted()
     return one
 
 
-def _arguments(opened: list[_Opened]) -> tuple[list[Any], list[Context | None]]:
+def _arguments(opened: list[Opened]) -> tuple[list[Any], list[Context | None]]:
     return [one.message for one in opened], [one.context for one in opened]
 
 

@@ -184,7 +184,7 @@ def settle(
         return HANDLED
     consumer = way.consumer
     trail = _whole_trail(way, delivery, trail)
-    failure = None if error is None else Failure(_nameable(error), trail.attempt, _failing_for(trail))
+    failure = None if error is None else Failure(nameable(error), trail.attempt, _failing_for(trail))
     decision = decide(failure, consumer.retry, random.random())  # noqa: S311
     if way.in_place is not None and isinstance(decision, Retry) and failure is not None:
         decision = _while_in_place(way.in_place, delivery, failure, decision)
@@ -193,7 +193,7 @@ def settle(
     if isinstance(decision, Park):
         return park(way, delivery, trail, decision.delay)
     assert failure is not None  # noqa: S101
-    mask = _mask(way, delivery, trail)
+    mask = mask_for(way, delivery, trail)
     trail = replace(trail.failed(wire.attempt_of(trail.attempt, way.worker, failure.error, mask)), due=None)
     what = f"{wire.message_type(delivery.properties, trail.routing_key)} {wire.message_id(delivery.properties)}"
     if isinstance(decision, Retry):
@@ -212,7 +212,7 @@ def settle(
     return _dead(way, delivery, trail, reason, failure.error, mask)
 
 
-def _mask(way: Way, delivery: Delivery, trail: wire.Trail) -> Mask:
+def mask_for(way: Way, delivery: Delivery, trail: wire.Trail) -> Mask:
     """What takes the message's secrets out of a text. The message is read again: few failures have any."""
     model = way.consumer.types.get(wire.message_type(delivery.properties, trail.routing_key))
     if model is None or not holds_secrets(model):
@@ -234,7 +234,7 @@ def _while_in_place(most: float, delivery: Delivery, failure: Failure, decision:
     )
 
 
-def _nameable(error: BaseException) -> BaseException:
+def nameable(error: BaseException) -> BaseException:
     """*error*, or what stands for it when its own text cannot be had, which everything from here on asks for."""
     try:
         str(error), repr(error)

@@ -24,6 +24,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
+from copy import copy
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, TypeAlias
@@ -104,6 +105,12 @@ class Inbox(ABC):
         self._url = database_url
         self._keep = keep
         self._has_said = False
+
+    def at(self, database_url: str) -> Inbox:
+        """The same, but in that database."""
+        found = copy(self)
+        found._url = database_url
+        return found
 
     def open(self, connections: int) -> None:
         """Before the first message, for *connections* handlers at once: see that the table is there.

@@ -19,3 +19,22 @@ def ackline_publisher() -> Iterator[Any]:
     [point] = entry_points(group="ackline.testing", name="publisher")
     with point.load()() as publisher:
         yield publisher
+
+
+@pytest.fixture
+def ackline_worker() -> Iterator[Any]:
+    """Starts workers on a real broker, in a vhost of this test's own: an `ackline.consumers.testing.StartWorker`.
+
+    Skips the test when no broker is configured.
+    """
+    from ackline.infra.errors import ConfigurationError
+    from ackline.infra.settings import settings
+
+    configured = settings()
+    try:
+        configured.broker  # noqa: B018
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    [point] = entry_points(group="ackline.testing", name="worker")
+    with point.load()() as start:
+        yield start

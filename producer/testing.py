@@ -27,7 +27,7 @@ from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.settings import Settings
 from ackline.infra.wire import TRACK, fits_into_a_frame, uuid7
 from ackline.producer.errors import InvalidMessage, MessageTooLarge, PublisherClosed, PublishError, PublishTimeout
-from ackline.producer.message import contract_of, contracts, encode, key_headers, unknown
+from ackline.producer.message import Contract, contract_of, contracts, encode, key_headers, unknown
 from ackline.producer.publisher import MAX_IN_FLIGHT, TIMEOUT, Publisher, Receipt
 
 M = TypeVar("M", bound=BaseModel)
@@ -284,14 +284,7 @@ class FakePublisher(Publisher):
         body = encode(instance)
         if len(body) > MAX_BODY:
             raise MessageTooLarge(f"RabbitMQ does not take a message of {len(body):,} bytes.", chosen_id)
-        try:
-            read = contract.model.model_validate_json(body)
-        except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-            raise InvalidMessage(
-                f"No consumer could read this {contract.type}: its own contract does not accept its JSON ({faults}).",
-                chosen_id,
-            ) from None
+        read = as_read(contract, body, chosen_id)
         return Published(read, chosen_id, contract.type, body, correlation_id, dict(headers or {}), tracked)
 
     def _put(self, record: Published | Sent) -> Future[Any]:
@@ -338,6 +331,18 @@ class FakePublisher(Publisher):
             return await asyncio.wait_for(asyncio.wrap_future(future), timeout)
         except TimeoutError:
             return self._give_up(future)
+
+
+def as_read(contract: Contract, body: bytes, message_id: str | None = None) -> BaseModel:
+    """The message as a consumer reads it from *body*. Raises `InvalidMessage` when none could."""
+    try:
+        return contract.model.model_validate_json(body)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise InvalidMessage(
+            f"No consumer could read this {contract.type}: its own contract does not accept its JSON ({faults}).",
+            message_id,
+        ) from None
 
 
 def _result(record: Published | Sent) -> Receipt | None:
