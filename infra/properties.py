@@ -36,10 +36,24 @@ _NO_HEADERS = Table()
 
 
 @lru_cache(maxsize=256)
-def _plan(flags: int) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """The fields that these flags announce, as (name, kind), and the names of the others but for headers."""
-    present = tuple((name, kind) for name, flag, kind in _FIELDS if flags & flag)
-    return present, tuple(name for name, flag, _ in _FIELDS if not flags & flag and name != "headers")
+def _present(flags: int) -> tuple[tuple[str, str], ...]:
+    """The fields that these flags announce: (name, kind)."""
+    return tuple((name, kind) for name, flag, kind in _FIELDS if flags & flag)
+
+
+class _Field:
+    """A property, for as long as the instance has no value of it: not read yet, or absent."""
+
+    def __init__(self, name: str, absent: Any) -> None:
+        self._name = name
+        self._absent = absent
+
+    def __get__(self, instance: Properties | None, owner: type) -> Any:
+        if instance is None:
+            return self
+        if instance._unread:
+            instance._parse()
+        return instance.__dict__.get(self._name, self._absent)
 
 
 class Properties:
@@ -53,24 +67,10 @@ class Properties:
     #: The AMQP class `basic`; pika writes it into the header frame.
     INDEX = 60
 
-    __slots__ = (
-        "_raw",
-        "app_id",
-        "cluster_id",
-        "content_encoding",
-        "content_type",
-        "correlation_id",
-        "delivery_mode",
-        "expiration",
-        "headers",
-        "message_id",
-        "priority",
-        "reply_to",
-        "timestamp",
-        "type",
-        "user_id",
-    )
-
+    #: As a header frame carries them; None of those that were made of values.
+    _raw: bytes | None
+    #: Whether `_raw` has not been read yet.
+    _unread: bool
     content_type: bytes | None
     content_encoding: bytes | None
     headers: Table
@@ -91,7 +91,8 @@ class Properties:
 
         Raises ValueError for a text longer than the 255 bytes that AMQP allows, TypeError for an unknown field.
         """
-        self._raw: bytes | None = None
+        self._raw = None
+        self._unread = False
         for name, _, kind in _FIELDS:
             value = fields.pop(name, None)
             if kind == "text" and value is not None:
@@ -109,14 +110,8 @@ class Properties:
         """Properties as a header frame carries them (flags and values). Costs nothing until one is read."""
         self = cls.__new__(cls)
         self._raw = raw
+        self._unread = True
         return self
-
-    def __getattr__(self, name: str) -> Any:
-        # Only called for a slot that is not set: the first look at properties that came from the wire.
-        if name not in _NAMES:
-            raise AttributeError(name)
-        self._parse()
-        return getattr(self, name)
 
     def _parse(self) -> None:
         """Read every field; those after a place where the bytes end too early are absent. Never raises."""
@@ -127,26 +122,21 @@ class Properties:
         while more and at + 2 <= size:  # AMQP allows further flag words; basic has no use for them
             more = raw[at + 1] & 1
             at += 2
-        present, absent = _plan(flags)
-        for name in absent:
-            setattr(self, name, None)
-        self.headers = _NO_HEADERS
-        for name, kind in present:
+        values = self.__dict__
+        for name, kind in _present(flags):
             if at >= size:
-                value: Any = _NO_HEADERS if kind == "table" else None
-            elif kind == "text":
+                break
+            if kind == "text":
                 end = at + 1 + raw[at]
-                value = raw[at + 1 : end]
-                at = end
+                values[name] = raw[at + 1 : end]
             elif kind == "table":
                 end = at + 4 + int.from_bytes(raw[at : at + 4])
-                value = Table.parse(raw[at + 4 : end])
-                at = end
+                values[name] = Table.parse(raw[at + 4 : end])
             else:
                 end = at + (1 if kind == "octet" else 8)
-                value = int.from_bytes(raw[at:end])
-                at = end
-            setattr(self, name, value)
+                values[name] = int.from_bytes(raw[at:end])
+            at = end
+        self._unread = False
 
     @property
     def has_headers(self) -> bool:
@@ -225,3 +215,7 @@ class Properties:
 
     def __repr__(self) -> str:
         return f"Properties({self.decoded()!r})"
+
+
+for _name, _, _kind in _FIELDS:
+    setattr(Properties, _name, _Field(_name, _NO_HEADERS if _kind == "table" else None))
