@@ -103,10 +103,10 @@ def test_what_is_not_handled_in_time_is_said(vhost: Vhost) -> None:
         worker.wait_until_handled(PATIENCE)
 
 
-def test_what_ended_the_worker_is_raised(vhost: Vhost, tmp_path: Path) -> None:
+def test_what_ended_the_worker_is_raised(vhost: Vhost) -> None:
     def handler(placed: Placed) -> None: ...
 
-    nowhere = inbox(f"sqlite:///{tmp_path / 'no such folder' / 'a.db'}")
+    nowhere = inbox("postgresql://nobody@127.0.0.1:1/none")
     running = RunningWorker(vhost.amqp_url, [consumer_of("billing", handler, Placed, inbox=nowhere)], 1).running()
 
     def wait() -> None:
