@@ -146,8 +146,7 @@ def trail_of(way: Way, delivery: Delivery) -> wire.Trail | None:
     """What the delivery remembers of its way; None when that is nothing, as for most."""
     if delivery.exchange != RETURN and not delivery.properties.has_headers:
         return None
-    found = wire.trail(delivery.properties, delivery.exchange, delivery.routing_key)
-    return replace(found, consumer=way.consumer.name)
+    return wire.trail(delivery.properties, delivery.exchange, delivery.routing_key, consumer=way.consumer.name)
 
 
 def _whole_trail(way: Way, delivery: Delivery, trail: wire.Trail | None) -> wire.Trail:

@@ -134,7 +134,7 @@ class Settings(BaseSettings):
         gt=0,
         description="memory of a worker's process, 512MB, above which it is killed; no bound if not set",
     )
-    prefetch: int = Field(default=100, ge=1, le=65535, description="messages that a consumer holds unacked at most")
+    prefetch: int = Field(default=500, ge=1, le=65535, description="messages that a consumer holds unacked at most")
     grace_seconds: float = Field(default=10.0, ge=0, description="how long a stopping role waits for what runs")
     consumer_timeout: Annotated[float, BeforeValidator(_seconds)] = Field(
         default=1800.0,

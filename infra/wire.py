@@ -175,20 +175,28 @@ def message_id(properties: Properties) -> str | None:
     return text(properties.message_id) if properties.message_id else None
 
 
-def trail(properties: Properties, exchange: str, routing_key: str, *, trusted: bool | None = None) -> Trail:
+def trail(
+    properties: Properties,
+    exchange: str,
+    routing_key: str,
+    *,
+    trusted: bool | None = None,
+    consumer: str | None = None,
+) -> Trail:
     """What the headers tell of a delivery's way, where they can be believed. Never raises.
 
     exchange, routing_key: as the broker says them of this delivery. trusted: whether only Ackline can have written the
-    headers; when None, that is so for what came through `ackline.return`.
+    headers; when None, that is so for what came through `ackline.return`. consumer: whose delivery it is, where that is
+    known without the headers.
     """
     headers = properties.headers
     track = bool(properties.message_id) and headers.flag(TRACK)
     if not (exchange == RETURN if trusted is None else trusted):
-        return Trail(track=track, exchange=exchange, routing_key=routing_key)
+        return Trail(consumer=consumer, track=track, exchange=exchange, routing_key=routing_key)
     original = headers.table(ORIGINAL)
     attempt = headers.number(ATTEMPT) or 1
     return Trail(
-        consumer=headers.text(CONSUMER),
+        consumer=consumer or headers.text(CONSUMER),
         attempt=attempt if 1 <= attempt <= MAX_ATTEMPT else 1,
         first_failed_at=headers.text(FIRST_FAILED_AT),
         history=_read_history(headers.text(HISTORY)),
