@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 class EventLoop(Generic[T]):
-    """An asyncio loop on a thread of its own: up to *size* tasks that await *run* of an item, in the order of `submit`."""
+    """An asyncio loop on its own thread: up to *size* tasks that await *run* of an item, in the order of `submit`."""
 
     def __init__(self, size: int, run: Callable[[T], Awaitable[None]], name: str) -> None:
         self._size = size

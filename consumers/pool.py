@@ -71,7 +71,7 @@ class Pool(Generic[T]):
         return found
 
     def tick(self) -> None:
-        """Wake another thread when items wait and none was begun since the last call. Call it every few milliseconds."""
+        """Wake another thread when items wait and none was begun since the last call. For every few milliseconds."""
         begun = sum(self._begun)
         if self._items and self._free and begun == self._begun_at_tick:
             self._wake.put(None)

@@ -8,9 +8,9 @@ Threads, and what each may do:
 - *the event loop's thread* (`EventLoop`): async handlers.
 - *the main thread*: applies the topology after each connect, and waits for the signal to stop.
 
-**The states of a delivery here.** Waiting for its handler -> handled -> settling (its publishes wait for their confirms)
--> answered. Until it is answered the broker holds it unacked, so a worker that dies at any point loses nothing: the
-message is delivered again. If the connection is lost, its deliveries are void and their answers dropped.
+**The states of a delivery here.** Waiting for its handler -> handled -> settling (its publishes wait for their
+confirms) -> answered. Until it is answered the broker holds it unacked, so a worker that dies at any point loses
+nothing: the message is delivered again. If the connection is lost, its deliveries are void and their answers dropped.
 
 **What is done for many at once.** Deliveries are read, handed over and acked in batches. An ack goes out when
 `FLUSH_AT` of them have come together or nothing more waits; for what lies between there is the *tick*, every
@@ -42,8 +42,8 @@ from ackline.consumers.pool import Pool
 from ackline.consumers.progress import Progress
 from ackline.consumers.reporting import Reports
 from ackline.consumers.runner import HELD_SECONDS, REPORT_SECONDS, Item, Runner
-from ackline.consumers.stopping import Stopping
 from ackline.consumers.shard import Shard
+from ackline.consumers.stopping import Stopping
 from ackline.infra.connection import Connection
 from ackline.infra.errors import AcklineError
 from ackline.infra.link import BrokerUnreachable, Link
