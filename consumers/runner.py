@@ -1,10 +1,10 @@
 """One consumer in a worker: what is delivered goes to its handler, and what follows from that back to the broker.
 
 **How much it holds unacked** follows the time that its handler takes, as measured. Enough to keep every handler busy
-for `HELD_SECONDS`, so quick handlers never wait for the broker; and no more, so that slow ones leave the rest of the queue
-to other workers, and no delivery waits here until the broker's `consumer_timeout`, which runs from the delivery and not
-from the handler's start. It begins with little, since nothing has been measured. What has waited here for a quarter of
-that timeout none the less is given back.
+for `HELD_SECONDS`, so quick handlers never wait for the broker; and no more, so that slow ones leave the rest of the
+queue to other workers, and no delivery waits here until the broker's `consumer_timeout`, which runs from the delivery
+and not from the handler's start. It begins with little, since nothing has been measured. What has waited here for a
+quarter of that timeout none the less is given back.
 """
 
 from __future__ import annotations
