@@ -335,7 +335,7 @@ def test_a_claim(load: Callable[[str], Any], folder: Path, monkeypatch: pytest.M
     assert calls == ["https://bank.example/refunds/A-1"] * 2
 
 
-# --- what concerns several messages, and processes: what it does is tested with its worker ----------------------------
+# --- what concerns several messages, and processes: what a worker does then is tested where that is --------------------
 
 
 @runs("stock.py")
@@ -369,18 +369,9 @@ def test_a_rate(load: Callable[[str], Any], capsys: pytest.CaptureFixture[str]) 
 
 
 @runs("thumbnails.py")
-def test_a_poison_message(folder: Path, ackline_settings: Settings, vhost: Vhost) -> None:
-    settings = ackline_settings.model_copy(update={"app": ("thumbnails",)})
-    with role(settings, "worker", PYTHONPATH=str(folder)), Client(vhost.amqp_url) as client:
-        for path in ("a.png", "b.broken", "c.png"):
-            client.publish(
-                "ackline.messages", "image.uploaded", f'{{"path": "{path}"}}'.encode(), type="image.uploaded"
-            )
-        dead = until(lambda: client.take(DEAD), what="the dead letter")
-        assert dead.headers["ackline-reason"] == "crashed the worker: killed by SIGSEGV"
-        assert dead.body == b'{"path": "b.broken"}'
-        until(lambda: client.ready("thumbnails") == 0, what="the others")
-        assert client.take(DEAD) is None
+def test_a_handler_that_can_be_killed(load: Callable[[str], Any]) -> None:
+    thumbnails = load("thumbnails.py")
+    assert handle(thumbnails.shrink, thumbnails.ImageUploaded(path="a.png")).decision == Ack()
 
 
 @runs("previews.py")
