@@ -335,7 +335,7 @@ def test_a_claim(load: Callable[[str], Any], folder: Path, monkeypatch: pytest.M
     assert calls == ["https://bank.example/refunds/A-1"] * 2
 
 
-# --- what concerns several messages, and processes: what a worker does then is tested where that is --------------------
+# --- what concerns several messages, and processes: what a worker does then is tested where that is -----------------
 
 
 @runs("stock.py")
