@@ -26,7 +26,6 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.infra.wire import uuid7
 from ackline.producer import Publisher, PublishError
 from tests import tallied
-from tests.amqp import Client
 from tests.broker import own, settings_for
 from tests.proxy import Proxy
 from tests.rabbitmqctl import rabbitmqctl
@@ -39,6 +38,8 @@ LONG = bool(os.environ.get("ACKLINE_TEST_LONG"))
 MESSAGES, FAULTS = (50_000, 25) if LONG else (4_200, 6)
 SLICE = MESSAGES // FAULTS
 WORKERS, PROCESSES = (2, 2) if LONG else (1, 2)
+#: Consumers of all processes.
+EVERYBODY = WORKERS * PROCESSES * len(CONSUMERS)
 #: Seconds for which a process is stopped at least; and then until the broker has given it up.
 STOPPED = 90.0 if LONG else 0.0
 #: Seconds between heartbeats, fewer in the short form, so that a silence is noticed soon.
@@ -108,8 +109,16 @@ def _entered(stack: contextlib.ExitStack) -> bool:
 class Faults:
     """Strikes the workers, or what they depend on. Each fault is over when its method returns."""
 
-    def __init__(self, broker: Broker, network: Network, workers: list[RoleProcess], chance: random.Random) -> None:
+    def __init__(
+        self,
+        broker: Broker,
+        settings: Settings,
+        network: Network,
+        workers: list[RoleProcess],
+        chance: random.Random,
+    ) -> None:
         self._broker = broker
+        self._settings = settings
         self._network = network
         self._workers = workers
         self._chance = chance
@@ -133,11 +142,12 @@ class Faults:
 
     def process_stopped(self) -> None:
         """As a virtual machine is that is moved, or a laptop that is closed."""
-        pid, before = self._process(), self._consumers()
+        until(lambda: self._consumers() == EVERYBODY, deadline=DEADLINE, what="every process to consume")
+        pid = self._process()
         os.kill(pid, signal.SIGSTOP)
         try:
             time.sleep(STOPPED)
-            until(lambda: self._consumers() < before, deadline=DEADLINE, what="the broker to give the process up")
+            until(lambda: self._consumers() < EVERYBODY, deadline=DEADLINE, what="the broker to give the process up")
         finally:
             os.kill(pid, signal.SIGCONT)
 
@@ -174,8 +184,10 @@ class Faults:
         return self._chance.choice(until(running, what="a worker process"))
 
     def _consumers(self) -> int:
-        with Client(self._broker.amqp_url) as client:
-            return sum(client.consumers(queue) for queue in CONSUMERS)
+        """How many the broker has, by its management API, which has a port of its own."""
+        with Management(self._settings, timeout=60) as management:
+            listed = management.get("queues/{vhost}")
+        return sum(queue.get("consumers", 0) for queue in listed if queue["name"] in CONSUMERS)
 
 
 def test_whatever_happens_to_the_workers_every_message_is_handled_and_none_is_a_dead_letter(
@@ -200,7 +212,9 @@ def test_whatever_happens_to_the_workers_every_message_is_handled_and_none_is_a_
             for n in range(WORKERS)
         ]
         publisher = stack.enter_context(Publisher(url))
-        for number, strike in enumerate(Faults(broker, network, workers, chance).of_all_kinds(FAULTS)):
+        settings = _settings(url, broker, tmp_path / "management")
+        faults = Faults(broker, settings, network, workers, chance)
+        for number, strike in enumerate(faults.of_all_kinds(FAULTS)):
             before = number * SLICE
             _publish(publisher, range(before, before + SLICE))
             until(lambda: _least(tmp_path) > before + SLICE // 4, deadline=DEADLINE, what="some of the slice")  # noqa: B023
@@ -214,7 +228,6 @@ def test_whatever_happens_to_the_workers_every_message_is_handled_and_none_is_a_
                 deadline=DEADLINE,
                 what=f"every message handled by {consumer}",
             )
-        settings = _settings(url, broker, tmp_path / "management")
         until(lambda: set(_messages(settings).values()) == {0}, what="empty queues")
         assert {DEAD, UNROUTED} <= _messages(settings).keys()
         assert [worker.stop() for worker in workers] == [0] * WORKERS
@@ -225,9 +238,9 @@ def test_whatever_happens_to_the_workers_every_message_is_handled_and_none_is_a_
         for consumer, numbers in everything.items()
     }
     highest = tallied.highest_count(tmp_path)
-    faults = ", ".join(f"{count} x {fault.replace('_', ' ')}" for fault, count in sorted(struck.items()))
+    kinds = ", ".join(f"{count} x {fault.replace('_', ' ')}" for fault, count in sorted(struck.items()))
     say(
-        f"{version.split(' from')[0]} seed {seed}: {FAULTS * SLICE} messages; {faults} "
+        f"{version.split(' from')[0]} seed {seed}: {FAULTS * SLICE} messages; {kinds} "
         f"({'packets lost' if loses_packets else 'by a proxy'}), {in_the_middle} of {FAULTS} in the middle of a slice; "
         f"none lost, no dead letter; handled again: {duplicates}; highest x-delivery-count {highest}"
     )
