@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds before a queue that is gone is looked for again.
 REOPEN_SECONDS = 2.0
+#: Seconds between the end of a subscription by the broker and the next one: 4.3 closes the whole connection of who
+#: consumes a queue that is just being deleted.
+_AGAIN_SECONDS = 0.5
 #: Seconds that the broker gets to answer a subscription.
 ANSWER_SECONDS = 20.0
 #: Answers that have come together before the I/O thread is woken for them; otherwise it looks at its next tick.
@@ -298,7 +301,11 @@ class Subscription:
         known: Any = channel._consumers
         known[self._tag] = self._on_message
         self._unsubscribe()
-        self._subscribe(channel)
+        self._link.later(_AGAIN_SECONDS, partial(self._subscribe_again, channel))
+
+    def _subscribe_again(self, channel: Channel) -> None:
+        if channel is self._channel and channel.is_open and self._prefetch and not (self._tag or self._stopping):
+            self._subscribe(channel)
 
     def _closed(self, channel: Channel, reason: Any) -> None:
         connection: Any = channel.connection
