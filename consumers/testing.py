@@ -24,6 +24,7 @@ import re
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -365,10 +366,6 @@ class NotHandled(AssertionError):
     """A message that a test waits for went to review, or was not handled in time."""
 
 
-#: Reports after which none follows.
-_FINAL = ("handled", "dead")
-
-
 class _Told(NamedTuple):
     """What the worker has reported last of a delivery."""
 
@@ -385,7 +382,10 @@ class RunningWorker:
         self._consumers = consumers
         self._changed = threading.Condition()
         self._told: dict[tuple[str, str], _Told] = {}
-        self._awaited: dict[tuple[str, str], str] = {}
+        self._types: dict[tuple[str, str], str] = {}
+        # An id may be published again.
+        self._awaited = Counter[tuple[str, str]]()
+        self._handled = Counter[tuple[str, str]]()
         self._failure: BaseException | None = None
         self._worker = _ReportingWorker(consumers, url=url, concurrency=concurrency, told=self._tell)
         self._publisher = Publisher(url)
@@ -402,7 +402,8 @@ class RunningWorker:
         id_ = id_of(properties)
         if id_ is None:
             raise ConfigurationError("A message without an id cannot be waited for: leave message_id away.")
-        self._awaited |= {(id_, taker): type_ for taker in takers}
+        self._types |= {(id_, taker): type_ for taker in takers}
+        self._awaited.update((id_, taker) for taker in takers)
         self._publisher.send(MESSAGES, type_, properties, body).result()
         return id_
 
@@ -448,13 +449,15 @@ class RunningWorker:
         with self._changed:
             for event in events:
                 one = (event["message_id"], event["consumer"])
-                if one not in self._told or self._told[one].event not in _FINAL:  # they come in any order
-                    self._told[one] = _Told(event["event"], event.get("error"))
+                told = _Told(event["event"], event.get("error"))
+                self._handled[one] += told.event == "handled"
+                if one not in self._told or self._told[one].event != "dead":
+                    self._told[one] = told
             self._changed.notify_all()
 
     @property
     def _left(self) -> list[tuple[str, str]]:
-        return [one for one in self._awaited if one not in self._told or self._told[one].event != "handled"]
+        return [one for one, times in self._awaited.items() if self._handled[one] < times]
 
     @property
     def _dead(self) -> list[tuple[str, str]]:
@@ -463,7 +466,7 @@ class RunningWorker:
     def _said(self, one: tuple[str, str]) -> str:
         id_, taker = one
         told = self._told.get(one, _Told("not begun", None))
-        return f"{self._awaited[one]} {id_} for {taker}: {told.error or told.event}"
+        return f"{self._types[one]} {id_} for {taker}: {told.error or told.event}"
 
 
 class StartWorker(Protocol):

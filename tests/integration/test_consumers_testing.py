@@ -60,6 +60,22 @@ def test_it_waits_until_all_is_handled_retries_included(vhost: Vhost) -> None:
             assert client.ready("ackline.unrouted") == 10, "what handlers publish nobody takes here"
 
 
+def test_a_message_that_is_published_twice_is_waited_for_twice(vhost: Vhost) -> None:
+    numbers: list[int] = []
+
+    def handler(placed: Placed) -> None:
+        numbers.append(placed.number)
+
+    with RunningWorker(vhost.amqp_url, [consumer_of("billing", handler, Placed)], 1).running() as worker:
+        for _ in range(2):
+            worker.publish(Placed(number=7), message_id="m-1")
+        worker.wait_until_handled(PATIENCE)
+        assert numbers == [7, 7]
+        worker.publish(Placed(number=8), message_id="m-1")
+        worker.wait_until_handled(PATIENCE)
+        assert numbers == [7, 7, 8]
+
+
 def test_bytes_come_as_they_are_with_what_was_given(vhost: Vhost) -> None:
     seen: list[tuple[bytes, str | None, str | None, object]] = []
 

@@ -395,9 +395,16 @@ def test_what_does_not_belong_in_a_handler(
 
 @runs(commands=("ackline worker --consumers billing --concurrency 4 --processes 2 --prefetch 200 --max-memory 1GB",))
 def test_the_options_of_the_worker(folder: Path, ackline_settings: Settings) -> None:
-    [command] = [line for line in COMMANDS if line.startswith("ackline worker --")]
+    [command] = [line for line in COMMANDS if line.startswith("ackline worker --consumers")]
     settings = ackline_settings.model_copy(update={"app": ("shop",)})
     with role(settings, *shlex.split(command)[1:], PYTHONPATH=str(folder)) as running:
+        assert running.stop(signal.SIGTERM) == 0
+
+
+@runs(commands=("ackline worker --reload",))
+def test_reload(folder: Path, ackline_settings: Settings) -> None:
+    settings = ackline_settings.model_copy(update={"app": ("shop",)})
+    with role(settings, "worker", "--reload", PYTHONPATH=str(folder)) as running:
         assert running.stop(signal.SIGTERM) == 0
 
 
