@@ -6,9 +6,10 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
+
+from ackline.consumers.backlog import Backlog
 
 T = TypeVar("T")
 
@@ -21,7 +22,7 @@ class EventLoop(Generic[T]):
     def __init__(self, size: int, run: Callable[[T], Awaitable[None]], name: str) -> None:
         self._size = size
         self._run = run
-        self._items: deque[T] = deque()
+        self._items: Backlog[T] = Backlog()
         #: What runs, by the number of its task, and since when (monotonic time).
         self.running: dict[int, tuple[T, float]] = {}
         self._number = 0
@@ -41,17 +42,7 @@ class EventLoop(Generic[T]):
 
     def withdraw(self, wanted: Callable[[T], bool] = lambda item: True) -> list[T]:
         """Take back the items that have not begun and that *wanted* says; not while another thread submits."""
-        found = []
-        for _ in range(len(self._items)):
-            try:
-                item = self._items.popleft()
-            except IndexError:  # the loop was quicker
-                break
-            if wanted(item):
-                found.append(item)
-            else:
-                self._items.append(item)
-        return found
+        return self._items.withdraw(wanted)
 
     def stop(self) -> None:
         """End the loop. What runs is cancelled."""

@@ -11,10 +11,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Generic, TypeVar
+
+from ackline.consumers.backlog import Backlog
 
 T = TypeVar("T")
 
@@ -26,7 +27,7 @@ class Pool(Generic[T]):
 
     def __init__(self, size: int, run: Callable[[T, int], None], name: str) -> None:
         self._run = run
-        self._items: deque[T] = deque()
+        self._items: Backlog[T] = Backlog()
         #: Whether a free thread should be woken for each item: they take longer than a change of threads.
         self.slow = False
         #: By thread: what it runs, None while it waits; and since when, by the monotonic clock.
@@ -58,17 +59,7 @@ class Pool(Generic[T]):
 
     def withdraw(self, wanted: Callable[[T], bool] = lambda item: True) -> list[T]:
         """Take back the items that were not begun and that *wanted* says; not while another thread submits."""
-        found = []
-        for _ in range(len(self._items)):
-            try:
-                item = self._items.popleft()
-            except IndexError:  # the threads were quicker
-                break
-            if wanted(item):
-                found.append(item)
-            else:
-                self._items.append(item)
-        return found
+        return self._items.withdraw(wanted)
 
     def tick(self) -> None:
         """Wake another thread when items wait and none was begun since the last call. For every few milliseconds."""
