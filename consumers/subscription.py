@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 REOPEN_SECONDS = 2.0
 #: Seconds between the end of a subscription by the broker and the next one: 4.3 closes the whole connection of who
 #: consumes a queue that is just being deleted.
-_AGAIN_SECONDS = 0.5
+_AGAIN_SECONDS = 2.0
 #: Seconds that the broker gets to answer a subscription.
 ANSWER_SECONDS = 20.0
 #: Answers that have come together before the I/O thread is woken for them; otherwise it looks at its next tick.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from ackline.consumers.consumer import _consumers
 from ackline.infra.running_broker import Broker, BrokerUnavailable
 from ackline.infra.settings import Settings
+from ackline.producer.message import _contracts
 from tests import broker as test_broker
 from tests import ports, postgresql
 from tests.broker import Vhost, settings_for
@@ -115,6 +118,19 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
     """The SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
     with postgresql.fresh_database(postgresql_server) as url:
         yield url
+
+
+@pytest.fixture
+def own_registry() -> Iterator[None]:
+    """The test knows no contract and no consumer but those that it imports, and forgets them."""
+    registries: tuple[dict[str, Any], ...] = (_contracts, _consumers)
+    kept = [(registry, dict(registry)) for registry in registries]
+    for registry, _ in kept:
+        registry.clear()
+    yield
+    for registry, before in kept:
+        registry.clear()
+        registry.update(before)
 
 
 @pytest.fixture

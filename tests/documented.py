@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
+from typing import Any
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -17,3 +19,13 @@ def write_files(page: str, section: str, folder: Path) -> None:
     assert found, f"{page}, {section!r} has no files"
     for name, code in found:
         (folder / name).write_text(code)
+
+
+def load(file: Path) -> Any:
+    """The module in *file*. What it registers is for who asks for the fixture `own_registry`."""
+    spec = importlib.util.spec_from_file_location(f"documented_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

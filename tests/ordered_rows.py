@@ -39,7 +39,7 @@ class Step(BaseModel):
     number: int
 
 
-@consumer("ledger", ordered_by="account", shards=SHARDS, inbox=inbox(), retry=fixed(attempts=50, delay="1s"))
+@consumer("account-book", ordered_by="account", shards=SHARDS, inbox=inbox(), retry=fixed(attempts=50, delay="1s"))
 def record(step: Step, ctx: Context) -> None:
     ctx.session.execute(
         insert(steps).values(account=step.account, number=step.number, attempt=ctx.attempt, worker=os.getpid())

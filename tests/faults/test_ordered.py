@@ -73,7 +73,7 @@ def test_each_key_is_in_order_and_every_message_is_handled_once(
     )
     assert found == {account: list(range(1, EACH + 1)) for account in accounts}
     with Client(settings.broker) as client:
-        assert {client.ready(f"ledger.{shard}") for shard in range(1, SHARDS + 1)} == {0}
+        assert {client.ready(f"account-book.{shard}") for shard in range(1, SHARDS + 1)} == {0}
         assert [client.take(queue) for queue in (DEAD, UNROUTED)] == [None, None]
 
 

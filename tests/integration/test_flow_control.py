@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import socket
 import threading
@@ -10,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,7 +22,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.producer import Publisher, message
 from tests.amqp import Client
 from tests.broker import Vhost
-from tests.documented import write_files
+from tests.documented import load, write_files
 from tests.gated import Gate, Gated
 from tests.roles import role, run
 from tests.waiting import until
@@ -269,17 +267,13 @@ def test_a_paused_consumer_finishes_what_runs_gives_back_the_rest_and_stays_paus
 # --- the page for handler authors --------------------------------------------------------------------------
 
 
-def _example(section: str, name: str, folder: Path) -> ModuleType:
+def _example(section: str, name: str, folder: Path) -> Any:
     """A file of a section, imported."""
     write_files("handlers.md", section, folder)
-    spec = importlib.util.spec_from_file_location(f"documented_{name}", folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(folder / f"{name}.py")
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_documented_circuit_breaker(
     vhost: Vhost, publisher: Publisher, client: Client, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -302,6 +296,7 @@ def test_the_documented_circuit_breaker(
     assert [client.ready(queue) for queue in ("shipping", DEAD)] == [0, 0]
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_documented_rate(
     vhost: Vhost, publisher: Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shlex
@@ -10,11 +9,10 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from inspect import signature
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
 import httpx
@@ -35,13 +33,12 @@ from ackline.consumers import (
     registered,
 )
 from ackline.consumers.commands import worker
-from ackline.consumers.consumer import _consumers
 from ackline.consumers.testing import run as handle
 from ackline.infra.durations import seconds
 from ackline.infra.names import DEAD
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
-from ackline.producer.message import _contracts
+from tests import documented
 from tests.amqp import Client
 from tests.broker import Vhost
 from tests.documented import DOCS
@@ -74,33 +71,20 @@ def runs(*files: str, commands: tuple[str, ...] = ()) -> Callable[[Test], Test]:
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """All files of the page, in the working folder; what they register is forgotten afterwards."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_registry: None) -> Path:
+    """All files of the page, in the working folder."""
     for name, code in FILES.items():
         (tmp_path / name).write_text(code)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(middleware, "_everywhere", [])
-    contracts, consumers = dict(_contracts), dict(_consumers)
-    yield tmp_path
-    _contracts.clear()
-    _contracts.update(contracts)
-    _consumers.clear()
-    _consumers.update(consumers)
+    return tmp_path
 
 
 @pytest.fixture
 def load(folder: Path) -> Callable[[str], Any]:
     """Imports a file of the page."""
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"documented_{name.removesuffix('.py')}", folder / name)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+    return lambda name: documented.load(folder / name)
 
 
 def _pytest(folder: Path, file: str, **environment: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -48,7 +47,7 @@ from ackline.infra.tables import inbox as table
 from ackline.producer import Publisher, message
 from tests.amqp import Client
 from tests.broker import Vhost
-from tests.documented import write_files
+from tests.documented import load, write_files
 from tests.waiting import until
 from tests.working import consumer_of, working
 
@@ -848,14 +847,10 @@ def test_a_worker_whose_inbox_has_no_database_says_so_and_ends(vhost: Vhost) -> 
 def documented(section: str, name: str, folder: Path) -> Any:
     """The module of that name in a section of the page for handler authors."""
     write_files("handlers.md", section, folder)
-    spec = importlib.util.spec_from_file_location(f"documented_{name}", folder / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load(folder / f"{name}.py")
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_documented_inbox(
     url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
 ) -> None:
@@ -872,6 +867,7 @@ def test_the_documented_inbox(
         assert connection.execute(text("SELECT * FROM bookings")).all() == [("A-1", 950)]
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_documented_claim(
     url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
 ) -> None:
@@ -890,6 +886,7 @@ def test_the_documented_claim(
     assert calls == ["https://bank.example/refunds/A-1"]
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_documented_middleware(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 import time
 from collections import defaultdict
@@ -23,7 +22,7 @@ from ackline.infra.wire import KEY, REASON
 from ackline.producer import Publisher, message
 from tests.amqp import Client, Taken
 from tests.broker import Vhost
-from tests.documented import write_files
+from tests.documented import load, write_files
 from tests.ordered import Placed
 from tests.waiting import until
 from tests.working import consumer_of, working
@@ -422,14 +421,12 @@ def test_an_ordered_consumer_keeps_its_rate_and_its_order(vhost: Vhost, publishe
     assert times[-1] - times[0] >= 1.4
 
 
+@pytest.mark.usefixtures("own_registry")
 def test_the_documented_order(
     vhost: Vhost, tmp_path: Path, publisher: Publisher, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_files("handlers.md", "Order", tmp_path)
-    spec = importlib.util.spec_from_file_location("documented_stock", tmp_path / "stock.py")
-    assert spec is not None
-    assert spec.loader is not None
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    load(tmp_path / "stock.py")
     stock = registered()["stock"]
     moved: Any = stock.types["stock.moved"]
     with working(vhost.amqp_url, stock):
