@@ -122,11 +122,13 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
 
 @pytest.fixture
 def own_registry() -> Iterator[None]:
-    """The test knows no contract and no consumer but those that it imports, and forgets them."""
+    """The test knows no contract and no consumer but Ackline's own and those that it imports, and forgets them."""
     registries: tuple[dict[str, Any], ...] = (_contracts, _consumers)
     kept = [(registry, dict(registry)) for registry in registries]
-    for registry, _ in kept:
-        registry.clear()
+    for registry, before in kept:
+        for name, found in before.items():
+            if not getattr(found, "handler", found).__module__.startswith("ackline."):
+                del registry[name]
     yield
     for registry, before in kept:
         registry.clear()
