@@ -174,10 +174,12 @@ class Runner:
 
     def _dispatch(self, deliveries: list[Delivery]) -> None:
         """Hand these over to be handled: suspects apart."""
-        if suspects := [delivery for delivery in deliveries if delivery.redelivered and self._is_suspect(delivery)]:
-            self._services.apart.submit(suspects)
+        suspects = {delivery for delivery in deliveries if delivery.redelivered and self._is_suspect(delivery)}
+        if suspects:
+            self._services.apart.submit([delivery for delivery in deliveries if delivery in suspects])
             deliveries = [delivery for delivery in deliveries if delivery not in suspects]
-        self._hand_over(deliveries)
+        if deliveries:
+            self._hand_over(deliveries)
 
     def _is_suspect(self, delivery: Delivery) -> bool:
         isolation = self._services.isolation
@@ -230,7 +232,7 @@ class Runner:
 
         found: list[Delivery] = []
         for item in self._executor.withdraw(mine) + self._services.apart.withdraw(mine):
-            found += item if isinstance(item, list) else [item]
+            found += _deliveries(item)
         if self._collector is not None:
             found += self._collector.withdraw(wanted)
         if self._throttle is not None:
@@ -280,13 +282,8 @@ class Runner:
         since = time.monotonic()
         try:
             if isinstance(item, list):
-                current = [delivery for delivery in item if delivery.is_current]
-                slots = [self._note(delivery) for delivery in current]
-                settlements = handle_batch(self.way, current)
-                for slot in slots:
-                    self._journal.leave(slot)
-                for delivery, settlement in zip(current, settlements, strict=True):
-                    self._answer(delivery, settlement)
+                current, slots = self._note_all(item)
+                self._answer_all(current, slots, handle_batch(self.way, current))
             elif item.is_current:  # else the connection was lost while it waited; the broker delivers it again
                 slot = self._note(item)
                 settlement = handle(self.way, item)
@@ -311,13 +308,8 @@ class Runner:
         since = time.monotonic()
         try:
             if isinstance(item, list):
-                current = [delivery for delivery in item if delivery.is_current]
-                slots = [self._note(delivery) for delivery in current]
-                settlements = await ahandle_batch(self.way, current)
-                for slot in slots:
-                    self._journal.leave(slot)
-                for delivery, settlement in zip(current, settlements, strict=True):
-                    self._answer(delivery, settlement)
+                current, slots = self._note_all(item)
+                self._answer_all(current, slots, await ahandle_batch(self.way, current))
             elif item.is_current:
                 slot = self._note(item)
                 settlement = await ahandle(self.way, item)
@@ -330,6 +322,17 @@ class Runner:
     def _note(self, delivery: Delivery) -> int:
         """Note in the journal that the handler begins: a death of this process from now on makes it a suspect."""
         return self._journal.enter(key_of(self.consumer.name, delivery.properties, delivery.body))
+
+    def _note_all(self, batch: list[Delivery]) -> tuple[list[Delivery], list[int]]:
+        """Those that the broker still waits for, and where each is noted."""
+        current = [delivery for delivery in batch if delivery.is_current]
+        return current, [self._note(delivery) for delivery in current]
+
+    def _answer_all(self, current: list[Delivery], slots: list[int], settlements: list[Settlement]) -> None:
+        for slot in slots:
+            self._journal.leave(slot)
+        for delivery, settlement in zip(current, settlements, strict=True):
+            self._answer(delivery, settlement)
 
     def _answer(self, delivery: Delivery, settlement: Settlement) -> None:
         if settlement is HANDLED:
@@ -344,7 +347,7 @@ class Runner:
 
     def _give_up(self, item: Item) -> None:
         log.exception("%s: a delivery could not be settled; rejected, to review", self.consumer.name)
-        for delivery in item if isinstance(item, list) else [item]:
+        for delivery in _deliveries(item):
             delivery.source.reject(delivery)
 
     def _took(self, seconds: float) -> None:
@@ -364,7 +367,11 @@ class Runner:
 
     def report_begun(self, item: Item, seconds: float) -> None:
         """Report that a handler has run for so many seconds, to whom it may concern."""
-        for delivery in item if isinstance(item, list) else [item]:
+        for delivery in _deliveries(item):
             report: Report | None = started(self.way, delivery, wire.now() - timedelta(seconds=seconds))
             if report is not None:
                 self._services.reports.add(report)
+
+
+def _deliveries(item: Item) -> list[Delivery]:
+    return item if isinstance(item, list) else [item]
