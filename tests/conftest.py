@@ -11,9 +11,11 @@ import pytest
 from ackline.consumers.consumer import _consumers
 from ackline.infra.running_broker import Broker, BrokerUnavailable
 from ackline.infra.settings import Settings
+from ackline.producer import Publisher
 from ackline.producer.message import _contracts
 from tests import broker as test_broker
 from tests import ports, postgresql
+from tests.amqp import Client
 from tests.broker import Vhost, settings_for
 from tests.mail import MailSink
 
@@ -82,6 +84,20 @@ def vhost(broker: Broker) -> Iterator[Vhost]:
     """A fresh vhost of the shared broker, deleted after the test."""
     with test_broker.fresh_vhost(broker) as fresh:
         yield fresh
+
+
+@pytest.fixture
+def client(vhost: Vhost) -> Iterator[Client]:
+    """A foreign client of the test's vhost."""
+    with Client(vhost.amqp_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def publisher(vhost: Vhost) -> Iterator[Publisher]:
+    """A publisher to the test's vhost."""
+    with Publisher(vhost.amqp_url) as connected:
+        yield connected
 
 
 @pytest.fixture

@@ -41,12 +41,6 @@ class Paid(BaseModel):
 
 
 @pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as connected:
-        yield connected
-
-
-@pytest.fixture
 def publisher(vhost: Vhost) -> Iterator[Publisher]:
     with Publisher(vhost.amqp_url, name="test publishes") as connected:
         yield connected

@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,6 @@ from tests.working import consumer_of, working
 @message("test.flow.order")
 class Order(BaseModel):
     number: int = 0
-
-
-@pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as connected:
-        yield connected
-
-
-@pytest.fixture
-def publisher(vhost: Vhost) -> Iterator[Publisher]:
-    with Publisher(vhost.amqp_url) as connected:
-        yield connected
 
 
 def _publish(publisher: Publisher, *numbers: int) -> None:

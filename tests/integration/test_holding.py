@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 
 import pytest
 from pydantic import BaseModel
@@ -26,12 +25,6 @@ TYPE = "test.holding.counted"
 @message(TYPE)
 class Counted(BaseModel):
     number: int
-
-
-@pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as connected:
-        yield connected
 
 
 def _publish(client: Client, *numbers: int) -> None:

@@ -180,12 +180,6 @@ def test_what_was_delivered_twice_without_an_answer_is_a_suspect(isolation: Isol
 
 
 @pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as found:
-        yield found
-
-
-@pytest.fixture
 def start(ackline_settings: Settings, tmp_path: Path) -> Iterator[Callable[..., RoleProcess]]:
     started: list[RoleProcess] = []
 

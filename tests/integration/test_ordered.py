@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -30,18 +30,6 @@ from tests.working import consumer_of, working
 #: Seconds that a handler waits for the test; then it fails.
 PATIENCE = 90.0
 ATTEMPTS = fixed(attempts=3, delay="1s")
-
-
-@pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as connected:
-        yield connected
-
-
-@pytest.fixture
-def publisher(vhost: Vhost) -> Iterator[Publisher]:
-    with Publisher(vhost.amqp_url) as connected:
-        yield connected
 
 
 class Seen:

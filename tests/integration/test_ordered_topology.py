@@ -46,12 +46,6 @@ def ackline(settings: Settings, *arguments: str) -> subprocess.CompletedProcess[
     return run(settings, *arguments, ACKLINE_APP="tests.ordered")
 
 
-@pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as client:
-        yield client
-
-
 def counts(client: Client, consumer: ConsumerQueue = ORDERED) -> list[int]:
     """Messages in each shard."""
     return [client.ready(queue) for queue in consumer.queues]

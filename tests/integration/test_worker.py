@@ -58,18 +58,6 @@ TYPE = "test.worker.ordered"
 
 
 @pytest.fixture
-def client(vhost: Vhost) -> Iterator[Client]:
-    with Client(vhost.amqp_url) as connected:
-        yield connected
-
-
-@pytest.fixture
-def publisher(vhost: Vhost) -> Iterator[Publisher]:
-    with Publisher(vhost.amqp_url) as connected:
-        yield connected
-
-
-@pytest.fixture
 def gate(tmp_path: Path) -> Gate:
     return Gate(tmp_path / "gate")
 
