@@ -4,7 +4,8 @@
 AcklineError
 ├── NoSuchDeadLetter    nothing has that id
 ├── AmbiguousMessageId  several dead letters have that message id
-└── Refused             its state, or the pipeline's, does not allow it
+├── Refused             its state, or the pipeline's, does not allow it
+└── Forbidden           the role of who asks does not allow it
 ```
 """
 
@@ -21,3 +22,7 @@ class AmbiguousMessageId(AcklineError):
 
 class Refused(AcklineError):
     """What was asked for is not possible in the dead letter's state, or with the consumers that there are."""
+
+
+class Forbidden(AcklineError):
+    """The acting person's role does not allow it."""

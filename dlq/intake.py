@@ -12,9 +12,10 @@ from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
 
-from ackline.dlq.audit import REVIEWER, record
+from ackline.dlq.audit import REVIEWER
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.lifecycle import Known, arrived_again
+from ackline.dlq.transition import Transitions, transitions
 from ackline.infra.tables import DeadLetterState, ItemState, dead_letters, redrive_items
 from ackline.infra.wire import now
 
@@ -44,11 +45,12 @@ def take(connection: Connection, dead: Sequence[DeadLetter]) -> None:
             fresh[_key(letter)] = letter
         else:
             again.append((row_id, letter))
-    _insert(connection, list(fresh.values()))
-    found = [(row_id or _id_of(connection, letter), letter) for row_id, letter in again]
-    # In the order of the ids, so that two reviewers never wait for each other's rows in a circle.
-    for row_id, letter in sorted(found, key=lambda pair: pair[0]):
-        _change(connection, row_id, letter)
+    with transitions(connection) as moves:
+        _insert(connection, list(fresh.values()))
+        found = [(row_id or _id_of(connection, letter), letter) for row_id, letter in again]
+        # In the order of the ids, so that two reviewers never wait for each other's rows in a circle.
+        for row_id, letter in sorted(found, key=lambda pair: pair[0]):
+            _change(connection, moves, row_id, letter)
 
 
 def _insert(connection: Connection, dead: Sequence[DeadLetter]) -> None:
@@ -80,7 +82,7 @@ def _rows_of_redrives(connection: Connection, dead: Iterable[DeadLetter]) -> dic
     for start in range(0, len(names), _CHUNK):
         query = (
             select(redrive_items.c.id, redrive_items.c.consumer, dead_letters.c.body_sha256, dead_letters.c.id)
-            .join_from(redrive_items, dead_letters)
+            .join_from(redrive_items, dead_letters, redrive_items.c.dead_letter_id == dead_letters.c.id)
             .where(redrive_items.c.id.in_(names[start : start + _CHUNK]))
         )
         for item_id, consumer, digest, row_id in connection.execute(query):
@@ -100,7 +102,7 @@ def _id_of(connection: Connection, letter: DeadLetter) -> int:
     return found
 
 
-def _change(connection: Connection, row_id: int, letter: DeadLetter) -> None:
+def _change(connection: Connection, moves: Transitions, row_id: int, letter: DeadLetter) -> None:
     """Carry out what *letter* changes on a row that is there already."""
     found = connection.execute(select(*_KNOWN).where(dead_letters.c.id == row_id).with_for_update()).one()
     row = Known(*found)
@@ -118,12 +120,5 @@ def _change(connection: Connection, row_id: int, letter: DeadLetter) -> None:
             .where(redrive_items.c.id == change.failed_item)
             .values(state=ItemState.FAILED, finished_at=now(), error=letter.reason)
         )
-        record(
-            connection,
-            [row_id],
-            REVIEWER,
-            "failed again",
-            letter.reason,
-            DeadLetterState(row.state),
-            DeadLetterState.IN_REVIEW,
-        )
+        before, after = DeadLetterState(row.state), DeadLetterState.IN_REVIEW
+        moves.record(REVIEWER, "failed again", letter.reason, [row_id], before, after)

@@ -15,22 +15,25 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, exists, insert, or_, select, update
 
-from ackline.dlq.audit import REVIEWER, record
+from ackline.dlq.audit import REVIEWER
 from ackline.dlq.errors import NoSuchDeadLetter, Refused
 from ackline.dlq.lifecycle import applied_at, handled_flag
 from ackline.dlq.outcome import Outcome
+from ackline.dlq.transition import Transitions, transitions
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
     IS_UNSENT,
     OPEN_ITEM_STATES,
     DeadLetterState,
     ItemState,
+    RedriveState,
     dead_letters,
     redrive_items,
     redrives,
 )
 from ackline.infra.wire import Trail, now, republished, trail, uuid7
 
+_SENT = redrive_items.c.dead_letter_id == dead_letters.c.id
 #: The consumers that take each message type.
 Consumers = Mapping[str, Sequence[str]]
 
@@ -64,30 +67,58 @@ def request(connection: Connection, ids: Iterable[int], actor: str, consumers: C
     """
     redrive_id: int | None = None
     asked = Requested({}, {})
-    for row_id in dict.fromkeys(ids):
-        try:
-            consumer = _destination(connection, row_id, consumers)
-            item_id = uuid7()
-            _claim_row(connection, row_id, consumer, item_id)
-        except (Refused, NoSuchDeadLetter) as error:
-            asked.refused[row_id] = str(error)
-            continue
-        if redrive_id is None:
-            redrive_id = connection.execute(
-                insert(redrives).values(created_at=now(), actor=actor).returning(redrives.c.id)
-            ).scalar_one()
-        connection.execute(
-            insert(redrive_items).values(
-                id=item_id,
-                redrive_id=redrive_id,
-                dead_letter_id=row_id,
-                consumer=consumer,
-                state=ItemState.WAITING,
-            )
-        )
-        asked.items[row_id] = item_id
-    record(connection, asked.items, actor, "redrive", "", DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING)
+    with transitions(connection) as moves:
+        for row_id in dict.fromkeys(ids):
+            try:
+                consumer = _destination(connection, row_id, consumers)
+                item_id = uuid7()
+                _claim_row(connection, moves, row_id, consumer, item_id)
+            except (Refused, NoSuchDeadLetter) as error:
+                asked.refused[row_id] = str(error)
+                continue
+            redrive_id = redrive_id or _begin(connection, actor, row_id)
+            _add_item(connection, redrive_id, row_id, consumer, item_id)
+            asked.items[row_id] = item_id
+        moves.record(actor, "redrive", "", asked.items, DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING)
     return asked
+
+
+def _begin(connection: Connection, actor: str, row_id: int) -> int:
+    at = now()
+    values = {
+        "created_at": at,
+        "actor": actor,
+        "reason": "",
+        "state": RedriveState.RUNNING,
+        "selection": {},
+        "newest_id": row_id,
+        "planned_to": row_id,
+        "options": {},
+        "canary": False,
+        "stage": 0,
+        "paced_from": 0,
+        "sent": 0,
+        "started_at": at,
+        "started_by": actor,
+    }
+    return int(connection.execute(insert(redrives).values(values).returning(redrives.c.id)).scalar_one())
+
+
+def _add_item(connection: Connection, redrive_id: int, row_id: int, consumer: str, item_id: str) -> None:
+    row = connection.execute(
+        select(dead_letters.c.version, dead_letters.c.fingerprint).where(dead_letters.c.id == row_id)
+    ).one()
+    connection.execute(
+        insert(redrive_items).values(
+            id=item_id,
+            redrive_id=redrive_id,
+            dead_letter_id=row_id,
+            consumer=consumer,
+            version=row.version,
+            fingerprint=row.fingerprint,
+            state=ItemState.WAITING,
+        )
+    )
 
 
 def _destination(connection: Connection, row_id: int, consumers: Consumers) -> str:
@@ -123,15 +154,11 @@ def _destination(connection: Connection, row_id: int, consumers: Consumers) -> s
     return takers[0]
 
 
-def _claim_row(connection: Connection, row_id: int, consumer: str, item_id: str) -> None:
+def _claim_row(connection: Connection, moves: Transitions, row_id: int, consumer: str, item_id: str) -> None:
     """Take the row for *item_id*: of two who try at once, one gets it. Raises `Refused`."""
-    taken = connection.execute(
-        update(dead_letters)
-        .where(dead_letters.c.id == row_id, dead_letters.c.state == DeadLetterState.IN_REVIEW)
-        # A row that no consumer took becomes the delivery of the one that it now goes to.
-        .values(state=DeadLetterState.REDRIVING, redrive_item_id=item_id, consumer=consumer, send_error=None)
-    )
-    if taken.rowcount != 1:
+    # A row that no consumer took becomes the delivery of the one that it now goes to.
+    columns = {"redrive_item_id": item_id, "consumer": consumer, "send_error": None}
+    if not moves.move([row_id], DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING, **columns):
         state = connection.execute(select(dead_letters.c.state).where(dead_letters.c.id == row_id)).scalar_one()
         raise Refused(f"Dead letter {row_id} cannot be redriven: it is {state}.")
 
@@ -154,7 +181,7 @@ def is_waiting(connection: Connection) -> bool:
     return bool(connection.execute(looking()).scalar())
 
 
-def claim(connection: Connection, limit: int, seconds: float) -> list[Claim]:
+def claim(connection: Connection, moves: Transitions, limit: int, seconds: float) -> list[Claim]:
     """Mark up to *limit* items as issued and keep them for *seconds*. Publish them after the commit, not before."""
     at = now()
     items = redrive_items.c
@@ -179,13 +206,13 @@ def claim(connection: Connection, limit: int, seconds: float) -> list[Claim]:
         columns.exchange,
         columns.routing_key,
         columns.payload,
-    ).join_from(redrive_items, dead_letters)
+    ).join_from(redrive_items, dead_letters, _SENT)
     claims = []
     for row in connection.execute(query.where(items.id.in_(ids)).order_by(items.id)).all():
         try:
             claims.append(_claim(row))
         except (ValueError, TypeError, OverflowError) as error:  # nothing about one message may hold up the others
-            not_sent(connection, row.item_id, f"could not be sent: {error}")
+            not_sent(connection, moves, row.item_id, f"could not be sent: {error}")
     return claims
 
 
@@ -223,23 +250,19 @@ def put_off(connection: Connection, item_id: str, why: str, seconds: float) -> N
     )
 
 
-def not_sent(connection: Connection, item_id: str, why: str) -> None:
+def not_sent(connection: Connection, moves: Transitions, item_id: str, why: str) -> None:
     """It cannot be sent: its row is in review again, with *why*."""
-    freed = connection.execute(
-        update(dead_letters)
-        .where(dead_letters.c.redrive_item_id == item_id, dead_letters.c.state == DeadLetterState.REDRIVING)
-        .values(state=DeadLetterState.IN_REVIEW, redrive_item_id=None, send_error=why)
-        .returning(dead_letters.c.id)
-    ).scalars()
-    row_ids = list(freed)
+    before, after = DeadLetterState.REDRIVING, DeadLetterState.IN_REVIEW
+    rows = connection.scalars(select(dead_letters.c.id).where(dead_letters.c.redrive_item_id == item_id)).all()
+    freed = moves.move(rows, before, after, redrive_item_id=None, send_error=why)
     _finish(connection, [item_id], ItemState.NOT_SENT, why)
-    record(connection, row_ids, REVIEWER, "not sent", why, DeadLetterState.REDRIVING, DeadLetterState.IN_REVIEW)
+    moves.record(REVIEWER, "not sent", why, freed, before, after)
 
 
 # --- a worker reports it ------------------------------------------------------------------------------------------
 
 
-def succeeded(connection: Connection, outcomes: Iterable[Outcome]) -> list[Outcome]:
+def succeeded(connection: Connection, moves: Transitions, outcomes: Iterable[Outcome]) -> list[Outcome]:
     """Note that these were handled. Returns those that answer no redrive of ours."""
     by_item = {outcome.redrive_item_id: outcome for outcome in outcomes}
     query = (
@@ -251,38 +274,23 @@ def succeeded(connection: Connection, outcomes: Iterable[Outcome]) -> list[Outco
             dead_letters.c.redrive_item_id,
             dead_letters.c.flags,
         )
-        .join_from(redrive_items, dead_letters)
+        .join_from(redrive_items, dead_letters, _SENT)
         .where(redrive_items.c.id.in_(by_item))
         .order_by(dead_letters.c.id)
         .with_for_update(of=dead_letters)
     )
     for row in connection.execute(query).all():
         if row.sent_to == by_item[row.item_id].consumer:
-            _handled(connection, row, by_item.pop(row.item_id))
+            _handled(connection, moves, row, by_item.pop(row.item_id))
     return list(by_item.values())
 
 
-def _handled(connection: Connection, row: Any, outcome: Outcome) -> None:
+def _handled(connection: Connection, moves: Transitions, row: Any, outcome: Outcome) -> None:
     if row.state not in (DeadLetterState.HANDLED, DeadLetterState.DISCARDED):
-        connection.execute(
-            update(dead_letters)
-            .where(dead_letters.c.id == row.id)
-            .values(
-                state=DeadLetterState.HANDLED,
-                handled_at=applied_at(now(), outcome.at),
-                redrive_item_id=None,
-                send_error=None,
-            )
-        )
-        record(
-            connection,
-            [row.id],
-            REVIEWER,
-            "handled",
-            f"by {outcome.worker}",
-            DeadLetterState(row.state),
-            DeadLetterState.HANDLED,
-        )
+        before, after = DeadLetterState(row.state), DeadLetterState.HANDLED
+        at = applied_at(now(), outcome.at)
+        moves.move([row.id], before, after, handled_at=at, redrive_item_id=None, send_error=None)
+        moves.record(REVIEWER, "handled", f"by {outcome.worker}", [row.id], before, after)
     flag = handled_flag(row.state, row.redrive_item_id == row.item_id)
     if flag and flag not in row.flags:
         connection.execute(update(dead_letters).where(dead_letters.c.id == row.id).values(flags=[*row.flags, flag]))

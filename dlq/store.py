@@ -10,18 +10,18 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, select, update
+from sqlalchemy import Connection, Engine, Select, func, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ackline.dlq import intake, redrive, tracking
-from ackline.dlq.audit import record
 from ackline.dlq.deadletter import DeadLetter, clean
 from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
 from ackline.dlq.outcome import Outcome
 from ackline.dlq.redrive import Claim, Consumers, Requested
+from ackline.dlq.transition import transitions
 from ackline.dlq.view import PREVIEW, Action, Detail, Item, Summary, Unstored
 from ackline.infra.database import is_outage, reading, writing
-from ackline.infra.tables import DeadLetterState, actions, dead_letters, redrive_items
+from ackline.infra.tables import DeadLetterState, action_items, actions, dead_letters, redrive_items
 from ackline.infra.wire import now
 
 
@@ -93,7 +93,10 @@ class Store:
     def _note(self, connection: Connection, outcomes: Sequence[Outcome]) -> list[Outcome]:
         tracking.fold(connection, outcomes)
         answers = [outcome for outcome in outcomes if outcome.answers_redrive]
-        return redrive.succeeded(connection, answers) if answers else []
+        if not answers:
+            return []
+        with transitions(connection) as moves:
+            return redrive.succeeded(connection, moves, answers)
 
     def forget_deliveries(self, before: datetime, limit: int) -> int:
         """Delete up to *limit* rows of tracked deliveries that have not changed since *before*. Returns how many."""
@@ -108,18 +111,18 @@ class Store:
         with reading(self._engine) as connection:
             if not redrive.is_waiting(connection):
                 return []
-        with writing(self._engine) as connection:
-            return redrive.claim(connection, limit, seconds)
+        with writing(self._engine) as connection, transitions(connection) as moves:
+            return redrive.claim(connection, moves, limit, seconds)
 
     def settle(self, sent: Sequence[str], put_off: dict[str, str], not_sent: dict[str, str], again_in: float) -> None:
         """Note what became of claimed items, by id: confirmed by the broker; to be published again *again_in* seconds
         from now, and why; impossible to send, and why."""
-        with writing(self._engine) as connection:
+        with writing(self._engine) as connection, transitions(connection) as moves:
             redrive.confirmed(connection, sent)
             for item_id, why in put_off.items():
                 redrive.put_off(connection, item_id, why, again_in)
             for item_id, why in not_sent.items():
-                redrive.not_sent(connection, item_id, why)
+                redrive.not_sent(connection, moves, item_id, why)
 
     # --- operators -------------------------------------------------------------------------------------
 
@@ -155,8 +158,9 @@ class Store:
             func.substr(payload, 1, PREVIEW, type_=payload.type).label("payload"),
             func.length(payload).label("payload_size"),
         ).where(dead_letters.c.id == dead_letter_id)
-        done = select(*[actions.c[field] for field in Action.__dataclass_fields__])
-        done = done.where(actions.c.dead_letter_id == dead_letter_id).order_by(actions.c.id)
+        columns = dict(actions.c) | dict(action_items.c)
+        done = select(*[columns[field] for field in Action.__dataclass_fields__]).join_from(actions, action_items)
+        done = done.where(action_items.c.dead_letter_id == dead_letter_id).order_by(actions.c.id)
         with reading(self._engine) as connection:
             row = connection.execute(query).one_or_none()
             if row is None:
@@ -201,25 +205,15 @@ class Store:
         reason = clean(reason.strip())
         if not reason:
             raise Refused("A dead letter is discarded for a reason: say which.")
-        with writing(self._engine) as connection:
-            changed = connection.execute(
-                update(dead_letters)
-                .where(dead_letters.c.id == dead_letter_id, dead_letters.c.state == DeadLetterState.IN_REVIEW)
-                .values(state=DeadLetterState.DISCARDED, discarded_at=now(), discarded_by=actor, discard_reason=reason)
-            )
-            if changed.rowcount != 1:
+        before, after = DeadLetterState.IN_REVIEW, DeadLetterState.DISCARDED
+        with writing(self._engine) as connection, transitions(connection) as moves:
+            if not moves.move(
+                [dead_letter_id], before, after, discarded_at=now(), discarded_by=actor, discard_reason=reason
+            ):
                 raise Refused(
                     f"Dead letter {dead_letter_id} cannot be discarded: it is {_state(connection, dead_letter_id)}."
                 )
-            record(
-                connection,
-                [dead_letter_id],
-                actor,
-                "discard",
-                reason,
-                DeadLetterState.IN_REVIEW,
-                DeadLetterState.DISCARDED,
-            )
+            moves.record(actor, "discard", reason, [dead_letter_id], before, after)
 
     def request_redrive(self, ids: Iterable[int], actor: str, consumers: Consumers | None = None) -> Requested:
         """Ask the reviewer to send the dead letters *ids* back to their consumers, each at most once.

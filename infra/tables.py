@@ -11,6 +11,10 @@ in review -> redriving -> handled
 
 `redriving` by itself is the claim: a row has one redrive item under way at most, which two operators, two processes and
 a crash in between cannot break, because a unique index holds it.
+
+What no program may do to them, ours included, triggers forbid (migration 0006): any other change of a dead letter's
+state; a change of its payload; deleting it before it is handled or discarded; changing an edit; changing or deleting an
+action.
 """
 
 from __future__ import annotations
@@ -81,12 +85,32 @@ class Source(StrEnum):
     UNROUTED = "unrouted"
 
 
+class RedriveState(StrEnum):
+    """Where a redrive is. It is *planned* first: its set is frozen then, and nothing has been sent.
+
+    *stopped* is paused by Ackline itself, which says why: a canary failed, or the failure returned.
+    """
+
+    PLANNING = "planning"
+    PLANNED = "planned"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    CANCELLED = "cancelled"
+    DONE = "done"
+
+
 class ItemState(StrEnum):
     """Where one message of a redrive is.
 
-    *issued* is committed before the publish and *confirmed* after it: a crash between the two publishes again.
+    Its dead letter is claimed from *waiting* to the end. *issued* is committed before the publish and *confirmed* after
+    it: a crash between the two publishes again. *ineligible* it was when the redrive was planned; *skipped* when its
+    turn came, because somebody had done something else with it meanwhile, or because the redrive was cancelled.
     """
 
+    PLANNED = "planned"
+    INELIGIBLE = "ineligible"
+    SKIPPED = "skipped"
     WAITING = "waiting"
     ISSUED = "issued"
     CONFIRMED = "confirmed"
@@ -94,6 +118,33 @@ class ItemState(StrEnum):
     FAILED = "failed"
     NOT_SENT = "not sent"
     SUPERSEDED = "superseded"
+
+
+class GroupStatus(StrEnum):
+    """What people say of a group of equal failures. It is open again by itself when a resolved one returns."""
+
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"
+    RESOLVED = "resolved"
+
+
+class ApprovalState(StrEnum):
+    """Where a request that waits for a second person is. *done* and *failed*: it was approved, and then carried out."""
+
+    WAITING = "waiting"
+    REFUSED = "refused"
+    WITHDRAWN = "withdrawn"
+    EXPIRED = "expired"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class AlertState(StrEnum):
+    """Whether those who asked to be told of a new or reopened failure have been."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    FAILED = "failed"
 
 
 class OutboxState(StrEnum):
@@ -128,6 +179,8 @@ class CallbackState(StrEnum):
 OPEN_ITEM_STATES = (ItemState.WAITING, ItemState.ISSUED, ItemState.CONFIRMED)
 #: In one of these it is still to be published, for the first time or again.
 UNSENT_ITEM_STATES = (ItemState.WAITING, ItemState.ISSUED)
+#: A redrive in one of these has something to do.
+UNFINISHED_REDRIVE_STATES = (RedriveState.PLANNING, RedriveState.RUNNING)
 
 
 class UtcTime(TypeDecorator[datetime]):
@@ -161,6 +214,14 @@ IS_UNSENT = text(_one_of("state", UNSENT_ITEM_STATES))
 IS_IN_OUTBOX = text(_one_of("state", [OutboxState.WAITING]))
 #: As above, of a callback.
 IS_UNDELIVERED = text(_one_of("state", [CallbackState.WAITING]))
+#: As above, of a delivery whose message has a key.
+HAS_KEY = text("ordering_key IS NOT NULL")
+#: As above, of an alert.
+IS_UNTOLD = text(_one_of("state", [AlertState.WAITING]))
+#: As above, of a redrive.
+IS_UNFINISHED = text(_one_of("state", UNFINISHED_REDRIVE_STATES))
+#: As above, of a redrive's item that is not claimed yet.
+IS_PLANNED = text(_one_of("state", [ItemState.PLANNED]))
 
 dead_letters = Table(
     "dead_letters",
@@ -192,6 +253,12 @@ dead_letters = Table(
     Column("properties", LargeBinary, nullable=False),  # as they came, for the redrive to send on
     Column("trusted", Boolean, nullable=False),  # whether the headers `ackline-*` in `properties` are Ackline's
     Column("payload", LargeBinary, nullable=False),
+    Column("ordering_key", Text),  # of a message that has one: `ackline-key`
+    # What people work with.
+    Column(
+        "fingerprint", Text, nullable=False, server_default=text("''")
+    ),  # empty: not computed yet, or no longer valid
+    Column("version", Integer, nullable=False, server_default="0"),  # the latest edit; 0 is the payload as it came
     # What became of it.
     Column("redrive_count", Integer, nullable=False),  # redrives that failed
     Column("redrive_item_id", Text),  # the item under way; no foreign key, for it would point in a circle
@@ -215,8 +282,115 @@ dead_letters = Table(
     Index(None, "state", "id"),
     Index(None, "consumer", "state", "id"),
     Index(None, "type", "state", "id"),
+    Index(None, "fingerprint", "state", "id"),
+    Index(None, "correlation_id"),
+    Index(None, "received_at"),
     sqlite_autoincrement=True,  # the id of a row that was deleted names nothing else afterwards
 )
+
+# Words of error messages and reasons are searched by a full-text index (migration 0006; `ackline.dlq.selection`): the
+# FTS5 table `dead_letter_text` on SQLite, which triggers keep; the index `ix_dead_letters_text` on PostgreSQL.
+
+search_values = Table(
+    "search_values",
+    metadata,
+    # Of the current version of a payload: what is at the paths of ACKLINE_SEARCH_PATHS, so that it is found at once.
+    Column("path", Text, primary_key=True),
+    Column("value", Text, primary_key=True),  # as JSON, cut
+    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+edits = Table(
+    "edits",
+    metadata,
+    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id", ondelete="CASCADE"), primary_key=True),
+    Column("version", Integer, primary_key=True),  # from 1
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("properties", LargeBinary, nullable=False),  # whole, as they would be sent on
+    Column("diff", JSON, nullable=False),  # list of {path, before?, after?} against the version before
+    Column("checked", Boolean, nullable=False),  # whether a contract was there to check it against
+    CheckConstraint("version > 0", name="version"),
+)
+
+notes = Table(
+    "notes",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("at", UtcTime, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("text", Text, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# --- groups of equal failures -----------------------------------------------------------------------------------------
+
+fingerprints = Table(
+    "fingerprints",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),
+    Column("consumer", Text, nullable=False),
+    Column("type", Text, nullable=False),  # of its first message
+    Column("error_type", Text, nullable=False),
+    Column("frame", Text, nullable=False),  # first application frame of the traceback; empty: none
+    Column("message", Text, nullable=False),  # without what differs from message to message
+    Column("first_seen", UtcTime, nullable=False),
+    Column("last_seen", UtcTime, nullable=False),
+    Column("arrivals", BigInteger, nullable=False),  # failures in all, those that came back included
+    Column("sample_id", _Id, nullable=False),  # the latest dead letter
+    Column("status", Text, nullable=False),
+    Column("status_at", UtcTime, nullable=False),
+    Column("status_by", Text, nullable=False),
+    Column("resolved_in", Text),  # version of the application
+    Column("reopened", Integer, nullable=False),  # how often it returned after it was resolved
+    Column("owner", Text),
+    Column("note", Text),
+    Column("runbook", Text),  # an http(s) URL
+    CheckConstraint(_one_of("status", GroupStatus), name="status"),
+    Index(None, "last_seen", "fingerprint"),
+)
+
+fingerprint_counts = Table(
+    "fingerprint_counts",
+    metadata,
+    # How many dead letters of a fingerprint are in a state; `ackline.dlq.transition` keeps it.
+    Column("fingerprint", Text, primary_key=True),
+    Column("state", Text, primary_key=True),
+    Column("count", BigInteger, nullable=False),
+    CheckConstraint(_one_of("state", DeadLetterState), name="state"),
+)
+
+fingerprint_rates = Table(
+    "fingerprint_rates",
+    metadata,
+    Column("fingerprint", Text, primary_key=True),
+    Column("bucket", UtcTime, primary_key=True),  # the beginning of ten minutes
+    Column("count", Integer, nullable=False),  # arrivals in them
+    Index(None, "bucket"),  # for the cleaning up
+)
+
+alerts = Table(
+    "alerts",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("at", UtcTime, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("next_at", UtcTime, nullable=False),  # not before then
+    Column("error", Text),
+    Column("finished_at", UtcTime),
+    CheckConstraint("kind IN ('new', 'reopened')", name="kind"),
+    CheckConstraint(_one_of("state", AlertState), name="state"),
+    Index("ix_alerts_untold", "next_at", sqlite_where=IS_UNTOLD, postgresql_where=IS_UNTOLD),
+    sqlite_autoincrement=True,
+)
+
+# --- redrives ---------------------------------------------------------------------------------------------------------
 
 redrives = Table(
     "redrives",
@@ -224,6 +398,29 @@ redrives = Table(
     Column("id", _Id, primary_key=True),
     Column("created_at", UtcTime, nullable=False),
     Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),  # empty: not said
+    Column("state", Text, nullable=False),
+    # What is to be sent: the dead letters of `selection` up to `newest_id`; `planned_to` is the last one looked at.
+    Column("selection", JSON, nullable=False),
+    Column("newest_id", _Id, nullable=False),
+    Column("planned_to", _Id, nullable=False),
+    Column("consumer", Text),  # to this one, whoever failed; None: to each one's own
+    Column("patch", JSON(none_as_null=True)),  # RFC 6902, applied to each before it is sent
+    Column("options", JSON, nullable=False),  # of the plan: what is eligible
+    # How fast.
+    Column("rate", Float),  # messages a second; None: as fast as it goes
+    Column("canary", Boolean, nullable=False),
+    Column("stage", Integer, nullable=False),  # how many may be sent until all of those have answered; 0: all
+    Column("paced_at", UtcTime),  # when the rate was last set or the redrive went on, and what had been sent by then
+    Column("paced_from", BigInteger, nullable=False),
+    Column("sent", BigInteger, nullable=False),  # items that were claimed
+    Column("started_at", UtcTime),
+    Column("started_by", Text),
+    Column("finished_at", UtcTime),
+    Column("why", Text),  # it is stopped, or waits
+    CheckConstraint(_one_of("state", RedriveState), name="state"),
+    CheckConstraint("(state IN ('done', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
+    Index("ix_redrives_unfinished", "id", sqlite_where=IS_UNFINISHED, postgresql_where=IS_UNFINISHED),
     sqlite_autoincrement=True,
 )
 
@@ -231,17 +428,21 @@ redrive_items = Table(
     "redrive_items",
     metadata,
     Column("id", Text, primary_key=True),  # UUIDv7; travels in the header `ackline-redrive`
-    Column("redrive_id", _Id, ForeignKey("redrives.id"), nullable=False, index=True),
-    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id"), nullable=False, index=True),
-    Column("consumer", Text, nullable=False),
+    Column("redrive_id", _Id, ForeignKey("redrives.id"), nullable=False),
+    Column("dead_letter_id", _Id, nullable=False, index=True),  # kept when the dead letter is forgotten
+    Column("consumer", Text, nullable=False),  # empty: ineligible, for there is none
+    Column("version", Integer, nullable=False),  # of the payload that is sent
+    Column("fingerprint", Text, nullable=False),  # when it was planned: the failure that must not return
+    Column("body_sha256", LargeBinary(32)),  # of what was sent; None before
     Column("state", Text, nullable=False),
-    Column("error", Text),  # why it could not be sent, or could not be sent yet
+    Column("error", Text),  # why it is ineligible, was skipped, could not be sent, or not yet
     Column("claimed_until", UtcTime),  # nobody else publishes it before then
     Column("issued_at", UtcTime),
     Column("confirmed_at", UtcTime),
     Column("finished_at", UtcTime),
     CheckConstraint(_one_of("state", ItemState), name="state"),
-    CheckConstraint("consumer <> ''", name="consumer"),
+    CheckConstraint("consumer <> '' OR state = 'ineligible'", name="consumer"),
+    UniqueConstraint("redrive_id", "dead_letter_id"),
     Index(
         "uq_redrive_items_open",
         "dead_letter_id",
@@ -250,19 +451,96 @@ redrive_items = Table(
         postgresql_where=text(_ITEM_OPEN),
     ),
     Index("ix_redrive_items_unsent", "id", sqlite_where=IS_UNSENT, postgresql_where=IS_UNSENT),
+    Index("ix_redrive_items_planned", "redrive_id", "id", sqlite_where=IS_PLANNED, postgresql_where=IS_PLANNED),
+    Index(None, "redrive_id", "state"),
 )
+
+# --- people, and what they did ----------------------------------------------------------------------------------------
 
 actions = Table(
     "actions",
     metadata,
-    Column("id", _Id, primary_key=True),
+    # A chain: each row's hash covers the row and the hash of the one before, so that a change to any of them is found.
+    Column("id", BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3: without gaps
     Column("at", UtcTime, nullable=False),
     Column("actor", Text, nullable=False),
     Column("action", Text, nullable=False),
     Column("reason", Text, nullable=False),
-    Column("dead_letter_id", _Id, ForeignKey("dead_letters.id"), nullable=False, index=True),
+    Column("details", JSON, nullable=False),  # what else is to be known: before and after, filters, approval
+    Column("count", Integer, nullable=False),  # dead letters
+    Column("hash", LargeBinary(32), nullable=False),  # SHA-256
+)
+
+action_items = Table(
+    "action_items",
+    metadata,
+    Column("action_id", BigInteger, ForeignKey("actions.id"), primary_key=True),
+    Column("dead_letter_id", _Id, primary_key=True, index=True),  # kept when the dead letter is forgotten
     Column("state_before", Text, nullable=False),
     Column("state_after", Text, nullable=False),
+)
+
+people = Table(
+    "people",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("password_hash", Text, nullable=False),  # argon2id, PHC string
+    Column("role", Text, nullable=False),
+    Column("created_at", UtcTime, nullable=False),
+    Column("created_by", Text, nullable=False),
+    Column("disabled_at", UtcTime),
+    CheckConstraint("role IN ('viewer', 'operator', 'approver', 'admin')", name="role"),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("token_sha256", LargeBinary(32), primary_key=True),
+    Column("person", Text, ForeignKey("people.name"), nullable=False, index=True),
+    Column("created_at", UtcTime, nullable=False),
+    Column("seen_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime, nullable=False, index=True),
+)
+
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("person", Text, ForeignKey("people.name"), nullable=False, index=True),  # who acts
+    Column("prefix", Text, nullable=False),
+    Column("token_sha256", LargeBinary(32), nullable=False, unique=True),
+    Column("role", Text, nullable=False),  # at most; the person's own if that is less
+    Column("created_at", UtcTime, nullable=False),
+    Column("expires_at", UtcTime),
+    Column("revoked_at", UtcTime),
+    CheckConstraint("role IN ('viewer', 'operator', 'approver', 'admin')", name="role"),
+    UniqueConstraint("person", "name"),
+    sqlite_autoincrement=True,
+)
+
+approvals = Table(
+    "approvals",
+    metadata,
+    Column("id", _Id, primary_key=True),
+    Column("action", Text, nullable=False),
+    Column("request", JSON, nullable=False),  # all that carrying it out needs
+    Column("summary", Text, nullable=False),  # for who decides
+    Column("rule", Text, nullable=False),  # why it waits
+    Column("requested_at", UtcTime, nullable=False),
+    Column("requested_by", Text, nullable=False),
+    Column("requested_role", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("expires_at", UtcTime, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("decided_at", UtcTime),
+    Column("decided_by", Text),
+    Column("decision_reason", Text),
+    Column("result", JSON(none_as_null=True)),
+    CheckConstraint(_one_of("state", ApprovalState), name="state"),
+    CheckConstraint("state NOT IN ('done', 'failed') OR decided_by <> requested_by", name="four_eyes"),
+    CheckConstraint("(state = 'waiting') = (decided_at IS NULL)", name="decided"),
+    Index(None, "state", "id"),
     sqlite_autoincrement=True,
 )
 
@@ -284,8 +562,27 @@ deliveries = Table(
     Column("worker", Text, nullable=False),
     Column("progress", Float),  # from 0 to 1, while it is being handled and the handler has told
     Column("progress_text", Text),
+    Column("ordering_key", Text),
     CheckConstraint(_one_of("state", DeliveryState), name="state"),
     Index(None, "changed_at"),  # for the cleaning up
+    # Whether a later message of the same key was handled.
+    Index(
+        "ix_deliveries_ordering_key",
+        "consumer",
+        "ordering_key",
+        "message_id",
+        sqlite_where=HAS_KEY,
+        postgresql_where=HAS_KEY,
+    ),
+)
+
+accepted = Table(
+    "accepted",
+    metadata,
+    # Tracked messages as the broker took them, from a queue that it fills itself: what the ledger starts from.
+    Column("message_id", Text, primary_key=True),
+    Column("type", Text, nullable=False),
+    Column("at", UtcTime, nullable=False, index=True),
 )
 
 callbacks = Table(

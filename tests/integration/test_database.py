@@ -38,8 +38,14 @@ def engine(url: str) -> Iterator[Engine]:
 def test_the_migrations_lead_to_the_tables_of_the_page(url: str, engine: Engine) -> None:
     database.upgrade(url)
     with database.reading(engine) as connection:
-        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        compared = {"compare_type": True, "compare_server_default": True, "include_name": _is_not_full_text}
+        context = MigrationContext.configure(connection, opts=compared)
         assert compare_metadata(context, [metadata, outbox_metadata, inbox_metadata]) == []  # type: ignore[arg-type]
+
+
+def _is_not_full_text(name: str | None, kind: str, _parents: object) -> bool:
+    """What SQLAlchemy has no words for; the search is tested by itself."""
+    return not (kind in ("table", "index") and "dead_letter" in str(name) and "_text" in str(name))
 
 
 def test_the_migrations_have_the_checks_of_the_page(url: str, engine: Engine) -> None:
@@ -64,10 +70,10 @@ def _checks(engine: Engine) -> dict[str, dict[str, str]]:
 def test_an_upgrade_of_what_is_up_to_date_changes_nothing_and_waits_for_nobody(url: str, engine: Engine) -> None:
     database.upgrade(url)
     with database.writing(engine) as connection:
-        connection.execute(text("INSERT INTO redrives (created_at, actor) VALUES ('2026-01-01', 'ada')"))
+        connection.execute(text("INSERT INTO accepted (message_id, type, at) VALUES ('ada', 't', '2026-01-01')"))
         database.upgrade(url)
     with database.reading(engine) as connection:
-        assert connection.execute(text("SELECT actor FROM redrives")).scalars().all() == ["ada"]
+        assert connection.execute(text("SELECT message_id FROM accepted")).scalars().all() == ["ada"]
 
 
 def test_roles_that_start_at_once_upgrade_once(url: str, engine: Engine) -> None:
@@ -91,7 +97,7 @@ def _upgrade_at_once(url: str, gate: object) -> None:
 def test_a_failed_transaction_leaves_nothing(url: str, engine: Engine) -> None:
     database.upgrade(url)
     with pytest.raises(ZeroDivisionError), database.writing(engine) as connection:  # noqa: PT012
-        connection.execute(text("INSERT INTO redrives (created_at, actor) VALUES ('2026-01-01', 'ada')"))
+        connection.execute(text("INSERT INTO accepted (message_id, type, at) VALUES ('ada', 't', '2026-01-01')"))
         _ = 1 / 0
     with database.reading(engine) as connection:
         assert connection.execute(text("SELECT count(*) FROM redrives")).scalar() == 0
@@ -113,7 +119,7 @@ def test_a_reader_of_sqlite_waits_for_no_writer(tmp_path: Path) -> None:
     database.upgrade(url)
     engine = database.connect(url)
     with database.writing(engine) as writer:
-        writer.execute(text("INSERT INTO redrives (created_at, actor) VALUES ('2026-01-01', 'ada')"))
+        writer.execute(text("INSERT INTO accepted (message_id, type, at) VALUES ('ada', 't', '2026-01-01')"))
         with database.reading(engine) as reader:
             assert reader.execute(text("SELECT count(*) FROM redrives")).scalar() == 0
     engine.dispose()

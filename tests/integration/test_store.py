@@ -21,7 +21,7 @@ from ackline.infra import database, wire
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES, RETURN, UNROUTED
 from ackline.infra.properties import Properties
-from ackline.infra.tables import ItemState, actions, dead_letters, redrive_items
+from ackline.infra.tables import ItemState, dead_letters, redrive_items
 from tests.letters import handled, letter, read, worker_headers, worker_properties
 
 
@@ -523,7 +523,21 @@ def test_a_second_open_item_for_a_dead_letter_is_refused_by_the_database(store: 
         connection.execute(redrive_items.insert().values(**item | {"id": "another"}))
 
 
-def test_an_action_of_no_dead_letter_is_refused_by_the_database(engine: Engine) -> None:
-    action = {"at": datetime(2026, 1, 1, tzinfo=UTC), "actor": "a", "action": "a", "reason": ""}
+FORBIDDEN = {
+    "it begins anywhere but in review": "INSERT INTO dead_letters SELECT * FROM dead_letters",
+    "a discarded one is handled": "UPDATE dead_letters SET state = 'handled', redrive_item_id = 'x'",
+    "its payload is changed": "UPDATE dead_letters SET payload = properties",
+    "what is in review is deleted": "DELETE FROM dead_letters",
+    "an action is changed": "UPDATE actions SET actor = 'eve'",
+    "an action is removed": "DELETE FROM actions",
+    "an action's dead letter is changed": "UPDATE action_items SET dead_letter_id = 2",
+    "an action's dead letter is removed": "DELETE FROM action_items",
+}
+
+
+@pytest.mark.parametrize("statement", FORBIDDEN.values(), ids=FORBIDDEN)
+def test_the_database_itself_refuses(engine: Engine, store: Store, statement: str) -> None:
+    store.ingest([letter(), letter("m-2")])
+    store.discard(store.find("m-1").id, "a test", "ada")
     with pytest.raises(IntegrityError), engine.begin() as connection:
-        connection.execute(actions.insert().values(**action, dead_letter_id=5, state_before="", state_after=""))
+        connection.execute(text(statement))
