@@ -101,6 +101,14 @@ def is_public(address: Address) -> bool:
     return address in _GLOBAL_IPV6 and not any(address in network for network in _SPECIAL_IPV6)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches what listens on *host*, an IP address (IPv6 without brackets) or a name."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class AllowedHosts:
     """Which hosts may be called. An entry is a name, `*.` and a domain for every name below it, an IP address, or a
     network (`10.0.0.0/8`).

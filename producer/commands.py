@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import socket
 import sys
 
 import click
@@ -53,11 +50,9 @@ def publish(message_type: str, payload: str, message_id: str | None, timeout: fl
 @click.option("--port", type=click.IntRange(0, 65535), help="Port to listen on. [ACKLINE_GATEWAY_PORT]")
 def gateway(host: str | None, port: int | None) -> None:
     """Serve the HTTP door for upstream services."""
-    import uvicorn
-
     from ackline.infra import database
     from ackline.producer.gateway import check_address, create_app
-    from ackline.producer.gateway.server import Server
+    from ackline.producer.gateway.server import listen, serve
 
     configure_logging()
     changes = {"gateway_host": host, "gateway_port": port}
@@ -73,29 +68,5 @@ def gateway(host: str | None, port: int | None) -> None:
         print(f"ackline: {error} Going on with what exists.", file=sys.stderr)
     except AcklineError as error:
         print(f"ackline: {error} Answering 503 until it is there.", file=sys.stderr)
-    listening = _listen(configured.gateway_host, configured.gateway_port)
-    app = create_app(configured)
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        timeout_graceful_shutdown=int(configured.grace_seconds) or 1,
-    )
-    host, port = listening.getsockname()[:2]
-    logging.getLogger(__name__).info("listening on http://%s:%s", host, port)
-    # uvicorn raises the signal that stopped it again when it is done: a role that was asked to stop ends with 0.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
-    Server(app, config).run(sockets=[listening])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises `ConfigurationError` with a sentence when it cannot be had."""
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
-    except OSError as error:
-        why = str(error.strerror).partition(" (")[0]  # Python adds the address, which is there already
-        raise ConfigurationError(
-            f"The gateway cannot listen on {host}:{port}: {why}. Choose another with ACKLINE_GATEWAY_PORT."
-        ) from None
+    listening = listen("gateway", configured.gateway_host, configured.gateway_port)
+    serve(create_app(configured), listening, configured.grace_seconds)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
@@ -15,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from ackline.infra import database
 from ackline.infra.errors import ConfigurationError
+from ackline.infra.hosts import is_loopback
 from ackline.infra.ready import ready
 from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
@@ -38,7 +38,7 @@ def check_address(settings: Settings) -> None:
 
     The database must have been upgraded: the keys in it count. Raises `DatabaseUnavailable`.
     """
-    if settings.api_keys or _is_loopback(settings.gateway_host):
+    if settings.api_keys or is_loopback(settings.gateway_host):
         return
     engine = database.connect(settings.database)
     try:
@@ -51,13 +51,6 @@ def check_address(settings: Settings) -> None:
             "publish: make a key with `ackline keys create NAME`, set ACKLINE_API_KEYS, or set "
             "ACKLINE_GATEWAY_HOST=127.0.0.1."
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def create_app(settings: Settings) -> FastAPI:

@@ -1,4 +1,4 @@
-"""Every error of the gateway is a problem (RFC 9457, `application/problem+json`): a title and a helpful sentence."""
+"""Every error of the gateway and the desk is a problem (RFC 9457, `application/problem+json`): a helpful sentence."""
 
 from __future__ import annotations
 
@@ -107,11 +107,11 @@ async def _malformed(request: Request, error: Exception) -> JSONResponse:
 async def database_away(request: Request, error: Exception) -> JSONResponse:
     """The answer when the database does not."""
     log.error("%s %s: %s", request.method, request.url.path, error)
-    return answer(unavailable("The gateway's database does not answer. Nothing was done; try again soon."))
+    return answer(unavailable("The database does not answer. Nothing was done; try again soon."))
 
 
 async def _failed(request: Request, error: Exception) -> JSONResponse:
     log.exception("%s %s failed", request.method, request.url.path, exc_info=error)
     return answer(
-        Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "The gateway failed; its log says why. The outcome is unknown.")
+        Refusal(HTTPStatus.INTERNAL_SERVER_ERROR, "This failed; the server's log says why. The outcome is unknown.")
     )

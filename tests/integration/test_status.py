@@ -343,7 +343,7 @@ def test_without_its_database_the_gateway_answers_503_and_goes_on_afterwards(sha
     with database_away(shared):
         for method, path in (("GET", accepted["status_url"]), ("GET", f"/v1/messages/{accepted['id']}/events")):
             answer = shared.client.request(method, path)
-            assert problem(answer, 503)["detail"].startswith("The gateway's database does not answer.")
+            assert problem(answer, 503)["detail"].startswith("The database does not answer.")
             assert int(answer.headers["retry-after"]) > 0
     assert shared.status(accepted)["state"] == "handled"
 
