@@ -184,7 +184,7 @@ def settle(
     consumer = way.consumer
     trail = _whole_trail(way, delivery, trail)
     failure = None if error is None else Failure(nameable(error), trail.attempt, _failing_for(trail))
-    decision = decide(failure, consumer.retry, random.random())  # noqa: S311
+    decision = decide(failure, consumer.retry.at_most(trail.attempts), random.random())  # noqa: S311
     if way.in_place is not None and isinstance(decision, Retry) and failure is not None:
         decision = _while_in_place(way.in_place, delivery, failure, decision)
     if isinstance(decision, Ack):

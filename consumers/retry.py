@@ -17,7 +17,7 @@ for ours, the original is rejected, and the broker's own dead-lettering takes it
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ackline.infra.durations import seconds
@@ -59,6 +59,10 @@ class RetryPolicy:
         if both := set(self.retry_on) & set(self.reject_on):
             names = ", ".join(sorted(named.__name__ for named in both))
             raise ConfigurationError(f"{names} cannot be in retry_on and in reject_on: leave it in one of them.")
+
+    def at_most(self, attempts: int | None) -> RetryPolicy:
+        """This policy with no more than so many attempts; None: as it is."""
+        return self if attempts is None or attempts >= self.attempts else replace(self, attempts=attempts)
 
     def retries(self, error: BaseException) -> bool:
         """Whether an *error* of its class is retried at all."""

@@ -7,6 +7,7 @@ A message that fails travels: consumer queue -> retry tier -> `ackline.return` -
 | --- | --- |
 | `ackline-consumer` | the consumer whose delivery this is |
 | `ackline-attempt` | number of the attempt to come (on a dead letter: of the last one) |
+| `ackline-attempts` | attempts at most, where that is fewer than the consumer's policy allows: a redrive's canary |
 | `ackline-first-failed-at` | time of the first failure, ISO 8601, UTC |
 | `ackline-history` | JSON array of `{attempt, at, worker, error, message}`, bounded: the first and the latest |
 | `ackline-reason` | on a dead letter: why, for a person |
@@ -48,6 +49,7 @@ from ackline.infra.table import Table, text
 
 CONSUMER = "ackline-consumer"
 ATTEMPT = "ackline-attempt"
+ATTEMPTS = "ackline-attempts"
 FIRST_FAILED_AT = "ackline-first-failed-at"
 HISTORY = "ackline-history"
 REASON = "ackline-reason"
@@ -146,6 +148,8 @@ class Trail:
 
     consumer: str | None = None
     attempt: int = 1
+    #: At most so many; None: as many as the consumer's policy allows.
+    attempts: int | None = None
     first_failed_at: str | None = None
     history: tuple[Attempt, ...] = ()
     due: datetime | None = None
@@ -194,10 +198,11 @@ def trail(
     if not (exchange == RETURN if trusted is None else trusted):
         return Trail(consumer=consumer, track=track, exchange=exchange, routing_key=routing_key)
     original = headers.table(ORIGINAL)
-    attempt = headers.number(ATTEMPT) or 1
+    attempt, attempts = headers.number(ATTEMPT) or 1, headers.number(ATTEMPTS)
     return Trail(
         consumer=consumer or headers.text(CONSUMER),
         attempt=attempt if 1 <= attempt <= MAX_ATTEMPT else 1,
+        attempts=attempts if attempts is not None and attempts >= 1 else None,
         first_failed_at=headers.text(FIRST_FAILED_AT),
         history=_read_history(headers.text(HISTORY)),
         due=_due(headers.number(DUE)),
@@ -231,6 +236,8 @@ def republished(properties: Properties, trail: Trail, extra: Mapping[str, Any] |
         ours[CONSUMER] = trail.consumer
     if trail.attempt > 1 or trail.history:
         ours[ATTEMPT] = trail.attempt
+    if trail.attempts is not None:
+        ours[ATTEMPTS] = trail.attempts
     if trail.history:
         ours[HISTORY] = _write_history(trail.history)
     if trail.first_failed_at:

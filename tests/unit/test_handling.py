@@ -312,6 +312,27 @@ def test_the_last_attempt_is_a_dead_letter_that_tells_everything() -> None:
     assert headers[wire.ORIGINAL] == {"exchange": MESSAGES, "routing_key": TYPE}
 
 
+def test_who_sends_a_message_back_may_allow_fewer_attempts_than_the_policy() -> None:
+    headers = {wire.CONSUMER: "billing", wire.REDRIVE: "r-1"}
+    (once,) = _handled(
+        raises=ValueError("no"), exchange=RETURN, routing_key="billing", headers=headers | {wire.ATTEMPTS: 1}
+    ).outgoing
+    assert once.exchange == DEAD
+    assert once.properties.headers.text(wire.REASON) == "failed after 1 attempt: ValueError: no"
+    (twice,) = _handled(
+        raises=ValueError("no"), exchange=RETURN, routing_key="billing", headers=headers | {wire.ATTEMPTS: 2}
+    ).outgoing
+    assert twice.exchange == "ackline.retry.5s"
+    assert wire.trail(twice.properties, RETURN, "billing").attempts == 2
+    for invented in (0, -1, "1", True):
+        (sent,) = _handled(
+            raises=ValueError("no"), exchange=RETURN, routing_key="billing", headers={wire.ATTEMPTS: invented}
+        ).outgoing
+        assert sent.exchange == "ackline.retry.5s", invented
+    (upstream,) = _handled(raises=ValueError("no"), headers={wire.ATTEMPTS: 1}).outgoing
+    assert upstream.exchange == "ackline.retry.5s"
+
+
 def test_reject_goes_to_review_at_once_with_the_handlers_reason() -> None:
     settlement = _handled(raises=Reject("the account is closed"))
     assert _reason(settlement) == "the account is closed"
