@@ -95,6 +95,8 @@ def _begin(connection: Connection, actor: str, row_id: int) -> int:
         "planned_to": row_id,
         "options": {},
         "canary": False,
+        "run": 1,
+        "run_from": 0,
         "stage": 0,
         "paced_from": 0,
         "sent": 0,

@@ -129,9 +129,13 @@ class GroupStatus(StrEnum):
 
 
 class ApprovalState(StrEnum):
-    """Where a request that waits for a second person is. *done* and *failed*: it was approved, and then carried out."""
+    """Where a request that waits for a second person is.
+
+    *approved* is being carried out, and then *done* or *failed*; it stays so only if the process that did it was killed.
+    """
 
     WAITING = "waiting"
+    APPROVED = "approved"
     REFUSED = "refused"
     WITHDRAWN = "withdrawn"
     EXPIRED = "expired"
@@ -407,10 +411,15 @@ redrives = Table(
     Column("consumer", Text),  # to this one, whoever failed; None: to each one's own
     Column("patch", JSON(none_as_null=True)),  # RFC 6902, applied to each before it is sent
     Column("options", JSON, nullable=False),  # of the plan: what is eligible
+    Column("planned_at", UtcTime),  # when the planning last got on: who was at it has died when that is long ago
+    Column("plan", JSON(none_as_null=True)),  # what was planned, in counts; None before
     # How fast.
     Column("rate", Float),  # messages a second; None: as fast as it goes
     Column("canary", Boolean, nullable=False),
-    Column("stage", Integer, nullable=False),  # how many may be sent until all of those have answered; 0: all
+    # A run is from a start, or a resumption after it was stopped, to the next: each begins with a canary of its own.
+    Column("run", Integer, nullable=False),  # 0: not started
+    Column("run_from", BigInteger, nullable=False),  # how many had been sent when the run began
+    Column("stage", Integer, nullable=False),  # of the run: how many may be sent until those have answered; 0: all
     Column("paced_at", UtcTime),  # when the rate was last set or the redrive went on, and what had been sent by then
     Column("paced_from", BigInteger, nullable=False),
     Column("sent", BigInteger, nullable=False),  # items that were claimed
@@ -435,6 +444,7 @@ redrive_items = Table(
     Column("fingerprint", Text, nullable=False),  # when it was planned: the failure that must not return
     Column("body_sha256", LargeBinary(32)),  # of what was sent; None before
     Column("state", Text, nullable=False),
+    Column("run", Integer, nullable=False, server_default="0"),  # of the redrive, in which it was claimed; 0: not yet
     Column("error", Text),  # why it is ineligible, was skipped, could not be sent, or not yet
     Column("claimed_until", UtcTime),  # nobody else publishes it before then
     Column("issued_at", UtcTime),
@@ -451,7 +461,13 @@ redrive_items = Table(
         postgresql_where=text(_ITEM_OPEN),
     ),
     Index("ix_redrive_items_unsent", "id", sqlite_where=IS_UNSENT, postgresql_where=IS_UNSENT),
-    Index("ix_redrive_items_planned", "redrive_id", "id", sqlite_where=IS_PLANNED, postgresql_where=IS_PLANNED),
+    Index(
+        "ix_redrive_items_planned",
+        "redrive_id",
+        "dead_letter_id",
+        sqlite_where=IS_PLANNED,
+        postgresql_where=IS_PLANNED,
+    ),
     Index(None, "redrive_id", "state"),
 )
 
@@ -538,7 +554,11 @@ approvals = Table(
     Column("decision_reason", Text),
     Column("result", JSON(none_as_null=True)),
     CheckConstraint(_one_of("state", ApprovalState), name="state"),
-    CheckConstraint("state NOT IN ('done', 'failed') OR decided_by <> requested_by", name="four_eyes"),
+    CheckConstraint(
+        "state NOT IN ('approved', 'done', 'failed') "
+        "OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(requested_by))",
+        name="four_eyes",
+    ),
     CheckConstraint("(state = 'waiting') = (decided_at IS NULL)", name="decided"),
     Index(None, "state", "id"),
     sqlite_autoincrement=True,

@@ -61,6 +61,21 @@ _GUARDS = [
         "EXISTS (SELECT 1 FROM dead_letters WHERE id = OLD.dead_letter_id)",
         "an edit is kept as long as its dead letter",
     ),
+    (
+        "asked",
+        "UPDATE OF action, request, rule, requested_at, requested_by, requested_role, expires_at",
+        "approvals",
+        "1 = 1",
+        "what was asked for stays as it was",
+    ),
+    (
+        "decided",
+        "UPDATE OF state, decided_by",
+        "approvals",
+        "OLD.state NOT IN ('waiting', 'approved')",
+        "what was decided stays decided",
+    ),
+    ("kept", "DELETE", "approvals", "1 = 1", "what was asked for is on record for good"),
     *(
         (f"only_{event.lower()}", event, table, "1 = 1", "what was done is on record for good")
         for table in _APPEND_ONLY
@@ -202,10 +217,12 @@ def _create_tables() -> None:
         sa.Column("result", sa.JSON()),
         sa.CheckConstraint("(state = 'waiting') = (decided_at IS NULL)", name=op.f("ck_approvals_decided")),
         sa.CheckConstraint(
-            "state IN ('waiting', 'refused', 'withdrawn', 'expired', 'done', 'failed')", name=op.f("ck_approvals_state")
+            "state IN ('waiting', 'approved', 'refused', 'withdrawn', 'expired', 'done', 'failed')",
+            name=op.f("ck_approvals_state"),
         ),
         sa.CheckConstraint(
-            "state NOT IN ('done', 'failed') OR decided_by <> requested_by", name=op.f("ck_approvals_four_eyes")
+            "state NOT IN ('approved', 'done', 'failed') OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(requested_by))",
+            name=op.f("ck_approvals_four_eyes"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_approvals")),
         sqlite_autoincrement=True,
@@ -282,8 +299,12 @@ def _create_tables() -> None:
         sa.Column("consumer", sa.Text()),
         sa.Column("patch", sa.JSON()),
         sa.Column("options", sa.JSON(), nullable=False),
+        sa.Column("planned_at", sa.DateTime(timezone=True)),
+        sa.Column("plan", sa.JSON()),
         sa.Column("rate", sa.Float()),
         sa.Column("canary", sa.Boolean(), nullable=False),
+        sa.Column("run", sa.Integer(), nullable=False),
+        sa.Column("run_from", sa.BigInteger(), nullable=False),
         sa.Column("stage", sa.Integer(), nullable=False),
         sa.Column("paced_at", sa.DateTime(timezone=True)),
         sa.Column("paced_from", sa.BigInteger(), nullable=False),
@@ -384,6 +405,7 @@ def _create_tables() -> None:
         sa.Column("fingerprint", sa.Text(), nullable=False),
         sa.Column("body_sha256", sa.LargeBinary(length=32)),
         sa.Column("state", sa.Text(), nullable=False),
+        sa.Column("run", sa.Integer(), server_default="0", nullable=False),
         sa.Column("error", sa.Text()),
         sa.Column("claimed_until", sa.DateTime(timezone=True)),
         sa.Column("issued_at", sa.DateTime(timezone=True)),
@@ -403,7 +425,7 @@ def _create_tables() -> None:
     op.create_index(
         "ix_redrive_items_planned",
         "redrive_items",
-        ["redrive_id", "id"],
+        ["redrive_id", "dead_letter_id"],
         unique=False,
         sqlite_where=sa.text("state IN ('planned')"),
         postgresql_where=sa.text("state IN ('planned')"),
