@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from ackline.dlq.errors import Forbidden
 
@@ -16,6 +17,11 @@ class Role(StrEnum):
     OPERATOR = "operator"
     APPROVER = "approver"
     ADMIN = "admin"
+
+    @property
+    def rank(self) -> int:
+        """Its place among the roles, from 0."""
+        return list(Role).index(self)
 
 
 class Right(StrEnum):
@@ -63,9 +69,17 @@ class Actor:
 
     name: str
     role: Role
+    #: The API token by which they do, if it is one.
+    token: str | None = None
     #: The request that a second person approved, while it is carried out.
     approval: int | None = None
     approved_by: str | None = None
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the record of an action says of its actor besides the name."""
+        told = {"token": self.token, "approval": self.approval, "approved_by": self.approved_by}
+        return {name: value for name, value in told.items() if value is not None}
 
     def may(self, right: Right) -> bool:
         """Whether this one has *right*."""

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq import audit
+from ackline.dlq.rights import Actor
 from ackline.infra.tables import DeadLetterState, dead_letters, fingerprint_counts
 
 #: Names in one `IN (...)`; both databases take many more.
@@ -71,7 +72,7 @@ class Transitions:
 
     def record(
         self,
-        actor: str,
+        actor: Actor | str,
         action: str,
         reason: str,
         ids: Iterable[int] | None = None,
@@ -81,8 +82,8 @@ class Transitions:
     ) -> None:
         """Put it on record that *actor* did *action* to the dead letters *ids*; one entry for all of them.
 
-        details: what fits into JSON. An action on no dead letter (empty *ids*) did not happen, and is not recorded; one
-        that is about something else has None.
+        actor: a person as `Actor`, so that who approved it is on record too. details: what fits into JSON. An action on
+        no dead letter (empty *ids*) did not happen, and is not recorded; one that is about something else has None.
         """
         items = [(row_id, str(before), str(after)) for row_id in ids or ()]
         if items or ids is None:
