@@ -7,20 +7,23 @@ so an item counts only if it was for this consumer and this body: then a lie gai
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, bindparam, column, func, insert, select, table, update
 
+from ackline.dlq import arrivals, fingerprint
+from ackline.dlq.arrivals import Arrival
 from ackline.dlq.audit import REVIEWER
 from ackline.dlq.deadletter import DeadLetter
+from ackline.dlq.fingerprint import Fingerprint
 from ackline.dlq.lifecycle import Known, arrived_again
-from ackline.dlq.transition import Transitions, transitions
+from ackline.dlq.transition import CHUNK, Transitions, transitions
 from ackline.infra.tables import DeadLetterState, ItemState, dead_letters, redrive_items
 from ackline.infra.wire import now
-
-#: Names in one `IN (...)`; both databases take many more.
-_CHUNK = 500
 
 Key = tuple[str, str, bytes]
 _KEY = (dead_letters.c.message_id, dead_letters.c.consumer, dead_letters.c.body_sha256)
@@ -30,95 +33,173 @@ _COLUMNS = tuple(column.name for column in dead_letters.c if column.name in Dead
 _KNOWN = tuple(dead_letters.c[name] for name in Known.__dataclass_fields__)
 
 
-def take(connection: Connection, dead: Sequence[DeadLetter]) -> None:
-    """Store *dead*: new rows at once, those that are known already one by one.
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A dead letter, with what can be said of it before anybody waits for the database."""
+
+    letter: DeadLetter
+    fingerprint: Fingerprint
+
+    @property
+    def key(self) -> Key:
+        """Which delivery it is."""
+        return self.letter.message_id, self.letter.consumer, self.letter.body_sha256
+
+
+def incoming(letter: DeadLetter) -> Incoming:
+    """*letter*, ready to be taken in."""
+    return Incoming(letter, fingerprint.of(letter))
+
+
+def take(connection: Connection, dead: Sequence[Incoming], *, alerting: bool = False) -> None:
+    """Store *dead*. alerting: whether somebody is to be told of failures that are new, or return.
 
     Raises IntegrityError when another reviewer stores one of them at the same moment: begin again.
     """
+    at = now()
     returned = _rows_of_redrives(connection, dead)
-    known = _rows_of_keys(connection, [letter.message_id for letter in dead])
-    fresh: dict[Key, DeadLetter] = {}
-    again: list[tuple[int | None, DeadLetter]] = []
-    for letter in dead:
-        row_id = returned.get((letter.sent_by, letter.consumer, letter.body_sha256)) or known.get(_key(letter))
-        if row_id is None and _key(letter) not in fresh:
-            fresh[_key(letter)] = letter
+    known = _rows_of_keys(connection, {found.letter.message_id for found in dead})
+    fresh: dict[Key, Incoming] = {}
+    again: list[tuple[int | None, Incoming]] = []
+    for found in dead:
+        row_id = returned.get((found.letter.sent_by, found.letter.consumer, found.letter.body_sha256))
+        row_id = row_id or known.get(found.key)
+        if row_id is None and found.key not in fresh:
+            fresh[found.key] = found
         else:
-            again.append((row_id, letter))
+            again.append((row_id, found))
     with transitions(connection) as moves:
-        _insert(connection, list(fresh.values()))
-        found = [(row_id or _id_of(connection, letter), letter) for row_id, letter in again]
-        # In the order of the ids, so that two reviewers never wait for each other's rows in a circle.
-        for row_id, letter in sorted(found, key=lambda pair: pair[0]):
-            _change(connection, moves, row_id, letter)
+        new = dict(zip(fresh, _new_ids(connection, len(fresh)), strict=True))
+        _insert(connection, moves, fresh, new)
+        failed = _change(connection, moves, [(row_id or new[found.key], found) for row_id, found in again], at)
+        stored = [(new[key], found) for key, found in fresh.items()] + failed
+        arrivals.note(
+            connection,
+            [
+                Arrival(found.fingerprint, row_id, found.letter.type, found.letter.received_at)
+                for row_id, found in stored
+            ],
+            at,
+            alerting=alerting,
+        )
 
 
-def _insert(connection: Connection, dead: Sequence[DeadLetter]) -> None:
+# --- those that are new -----------------------------------------------------------------------------------------------
+
+
+def _new_ids(connection: Connection, count: int) -> list[int]:
+    """Ids for *count* new rows, so that nobody has to ask the database for each afterwards."""
+    if not count:
+        return []
+    if connection.dialect.name == "postgresql":
+        sequence = func.pg_get_serial_sequence(dead_letters.name, dead_letters.c.id.name)
+        return list(connection.scalars(select(func.nextval(sequence)).select_from(func.generate_series(1, count))))
+    # AUTOINCREMENT counts here, and nobody else writes as long as this transaction does.
+    sequences = table("sqlite_sequence", column("name"), column("seq"))
+    last = connection.scalar(select(sequences.c.seq).where(sequences.c.name == dead_letters.name)) or 0
+    return list(range(last + 1, last + 1 + count))
+
+
+def _insert(connection: Connection, moves: Transitions, fresh: dict[Key, Incoming], ids: dict[Key, int]) -> None:
+    if not fresh:
+        return
+    rows = []
+    for key, found in fresh.items():
+        letter, name = found.letter, found.fingerprint.id
+        row = {column: getattr(letter, column) for column in _COLUMNS} | _NEW
+        rows.append(row | {"id": ids[key], "fingerprint": name, "last_seen_at": letter.received_at})
+        moves.count(name, DeadLetterState.IN_REVIEW, 1)
     # A plain executemany: psycopg sends it as one pipeline, 1.6 times as fast as INSERTs of many rows with RETURNING.
-    if dead:
-        values = [
-            {name: getattr(letter, name) for name in _COLUMNS} | _NEW | {"last_seen_at": letter.received_at}
-            for letter in dead
-        ]
-        connection.execute(insert(dead_letters), values)
+    connection.execute(insert(dead_letters), rows)
 
 
-def _rows_of_keys(connection: Connection, message_ids: Sequence[str]) -> dict[Key, int]:
+# --- those that are known ---------------------------------------------------------------------------------------------
+
+
+def _rows_of_keys(connection: Connection, message_ids: Collection[str]) -> dict[Key, int]:
     """The ids of the rows of these messages, by key."""
     found: dict[Key, int] = {}
-    for start in range(0, len(message_ids), _CHUNK):
-        query = select(dead_letters.c.id, *_KEY).where(
-            dead_letters.c.message_id.in_(message_ids[start : start + _CHUNK])
-        )
-        for row_id, message_id, consumer, digest in connection.execute(query):
+    for names in _chunks(message_ids):
+        for row_id, *key in connection.execute(select(dead_letters.c.id, *_KEY).where(_KEY[0].in_(names))):
+            message_id, consumer, digest = key
             found[message_id, consumer, bytes(digest)] = row_id
     return found
 
 
-def _rows_of_redrives(connection: Connection, dead: Iterable[DeadLetter]) -> dict[tuple[str | None, str, bytes], int]:
-    """The ids of the rows that the redrives named by *dead* sent, by (item, consumer it was for, body's hash)."""
-    names = sorted({letter.sent_by for letter in dead if letter.sent_by})
+def _rows_of_redrives(connection: Connection, dead: Iterable[Incoming]) -> dict[tuple[str | None, str, bytes], int]:
+    """The rows that the redrives named by *dead* sent, by (item, consumer it went to, hash of the body that went)."""
+    items = redrive_items.c
     found: dict[tuple[str | None, str, bytes], int] = {}
-    for start in range(0, len(names), _CHUNK):
+    for names in _chunks({one.letter.sent_by for one in dead if one.letter.sent_by}):
+        sent = func.coalesce(items.body_sha256, dead_letters.c.body_sha256)
         query = (
-            select(redrive_items.c.id, redrive_items.c.consumer, dead_letters.c.body_sha256, dead_letters.c.id)
-            .join_from(redrive_items, dead_letters, redrive_items.c.dead_letter_id == dead_letters.c.id)
-            .where(redrive_items.c.id.in_(names[start : start + _CHUNK]))
+            select(items.id, items.consumer, sent, dead_letters.c.id)
+            .join_from(redrive_items, dead_letters, items.dead_letter_id == dead_letters.c.id)
+            .where(items.id.in_(names))
         )
         for item_id, consumer, digest, row_id in connection.execute(query):
             found[item_id, consumer, bytes(digest)] = row_id
     return found
 
 
-def _key(letter: DeadLetter) -> Key:
-    return letter.message_id, letter.consumer, letter.body_sha256
+def _change(
+    connection: Connection, moves: Transitions, again: list[tuple[int, Incoming]], at: datetime
+) -> list[tuple[int, Incoming]]:
+    """Carry out what each of *again* changes on the row with that id. Returns those that are in review again by it."""
+    rows = _locked(connection, {row_id for row_id, _ in again})
+    columns: defaultdict[int, dict[str, Any]] = defaultdict(dict)
+    failed: list[tuple[int, Incoming]] = []
+    for row_id, found in again:
+        row = rows[row_id]
+        change = arrived_again(row, found.letter, found.fingerprint.id)
+        columns[row_id] |= change.columns
+        rows[row_id] = replace(row, **{name: value for name, value in change.columns.items() if hasattr(row, name)})
+        if change.failed_item is not None:
+            failed.append((row_id, found))
+            moves.count(row.fingerprint, row.state, -1)
+            moves.count(found.fingerprint.id, DeadLetterState.IN_REVIEW, 1)
+    _update(connection, columns)
+    _fail(connection, moves, failed, at)
+    return failed
 
 
-def _id_of(connection: Connection, letter: DeadLetter) -> int:
-    query = select(dead_letters.c.id).where(
-        *(column == value for column, value in zip(_KEY, _key(letter), strict=True))
-    )
-    found: int = connection.execute(query).scalar_one()
-    return found
+def _locked(connection: Connection, row_ids: Collection[int]) -> dict[int, Known]:
+    """These rows, which nobody else changes now: in the order of their ids, so that nobody waits in a circle."""
+    rows: dict[int, Known] = {}
+    for ids in _chunks(row_ids):
+        query = select(*_KNOWN).where(dead_letters.c.id.in_(ids)).order_by(dead_letters.c.id).with_for_update()
+        rows |= {row.id: Known(*row) for row in connection.execute(query)}
+    return rows
 
 
-def _change(connection: Connection, moves: Transitions, row_id: int, letter: DeadLetter) -> None:
-    """Carry out what *letter* changes on a row that is there already."""
-    found = connection.execute(select(*_KNOWN).where(dead_letters.c.id == row_id).with_for_update()).one()
-    row = Known(*found)
-    change = arrived_again(row, letter)
-    changed = connection.execute(
-        update(dead_letters)
-        .where(dead_letters.c.id == row_id, dead_letters.c.state == row.state)
-        .values(**change.columns)
-    )
-    if changed.rowcount != 1:
-        raise RuntimeError(f"dead letter {row_id} was {row.state!r} under our lock and is not any more")
-    if change.failed_item is not None:
-        connection.execute(
-            update(redrive_items)
-            .where(redrive_items.c.id == change.failed_item)
-            .values(state=ItemState.FAILED, finished_at=now(), error=letter.reason)
-        )
-        before, after = DeadLetterState(row.state), DeadLetterState.IN_REVIEW
-        moves.record(REVIEWER, "failed again", letter.reason, [row_id], before, after)
+def _update(connection: Connection, columns: dict[int, dict[str, Any]]) -> None:
+    """Set these columns of each row: one statement for all rows that have the same ones to be set."""
+    alike: defaultdict[frozenset[str], list[dict[str, Any]]] = defaultdict(list)
+    for row_id, values in columns.items():
+        alike[frozenset(values)].append(values | {"row_id": row_id})
+    for rows in alike.values():
+        connection.execute(update(dead_letters).where(dead_letters.c.id == bindparam("row_id")), rows)
+
+
+def _fail(connection: Connection, moves: Transitions, failed: list[tuple[int, Incoming]], at: datetime) -> None:
+    """Note of the redrives of these that they failed: one action for each kind of failure."""
+    if not failed:
+        return
+    answers = [
+        {"item": found.letter.sent_by, "error": found.letter.reason, "state": ItemState.FAILED, "finished_at": at}
+        for _, found in failed
+    ]
+    connection.execute(update(redrive_items).where(redrive_items.c.id == bindparam("item")), answers)
+    kinds: defaultdict[Fingerprint, list[int]] = defaultdict(list)
+    for row_id, found in failed:
+        kinds[found.fingerprint].append(row_id)
+    before, after = DeadLetterState.REDRIVING, DeadLetterState.IN_REVIEW
+    for kind, row_ids in kinds.items():
+        said = ": ".join(filter(None, (kind.error_type, kind.message)))
+        moves.record(REVIEWER, "failed again", said, row_ids, before, after, {"fingerprint": kind.id})
+
+
+def _chunks(names: Collection[Any]) -> Iterable[list[Any]]:
+    """*names* in order, as many at a time as fit into one `IN (...)`."""
+    ordered = sorted(names)
+    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))

@@ -42,25 +42,26 @@ class Known:
     duplicates: int
     history: list[Entry]
     flags: list[str]
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Columns to set on the row, if its state and its redrive are still those it was decided on."""
+    """Columns to set on the row."""
 
     columns: dict[str, Any]
     #: The redrive item that this answers.
     failed_item: str | None = None
 
 
-def arrived_again(row: Known, dead: DeadLetter) -> Change:
-    """What *dead* changes on *row*."""
+def arrived_again(row: Known, dead: DeadLetter, fingerprint: str) -> Change:
+    """What *dead* changes on *row*. fingerprint: of *dead*."""
     if dead.sent_by and row.state == DeadLetterState.REDRIVING and row.redrive_item_id == dead.sent_by:
-        return _back_in_review(row, dead)
+        return _back_in_review(row, dead, fingerprint)
     return _duplicate(row, dead)
 
 
-def _back_in_review(row: Known, dead: DeadLetter) -> Change:
+def _back_in_review(row: Known, dead: DeadLetter, fingerprint: str) -> Change:
     entries = [{**entry, "redrive": row.redrive_count + 1} for entry in dead.history]
     return Change(
         {
@@ -76,6 +77,7 @@ def _back_in_review(row: Known, dead: DeadLetter) -> Change:
             "history": bounded([*row.history, *entries]),
             "last_seen_at": dead.received_at,
             "send_error": None,
+            "fingerprint": fingerprint,
         },
         failed_item=dead.sent_by,
     )
