@@ -8,11 +8,15 @@ import time
 from collections.abc import Iterable
 
 import click
+from sqlalchemy import Engine
 
 from ackline.consumers.consumer import load_consumers
 from ackline.dlq import display
+from ackline.dlq.letters import Letters
 from ackline.dlq.redrive import Consumers
 from ackline.dlq.reviewer import Reviewer
+from ackline.dlq.rights import Actor, Role
+from ackline.dlq.selection import Selection
 from ackline.dlq.store import Store
 from ackline.dlq.view import Item, Summary
 from ackline.infra import database
@@ -72,8 +76,11 @@ def list_(
     state: str | None, consumer: str | None, type_: str | None, limit: int, before: int | None, as_json: bool
 ) -> None:
     """List dead letters, the latest first."""
-    store = _store(settings())
-    rows = store.page(states=_states(state), consumer=consumer, type=type_, before=before, limit=limit)
+    configured = settings()
+    who, letters = _acting(configured), Letters(_engine(configured))
+    rows, more, _ = letters.page(
+        who, Selection.parse(states=_states(state), consumer=consumer, type=type_), before, limit
+    )
     if as_json:
         for row in rows:
             print(json.dumps(display.summary_json(row), ensure_ascii=False))
@@ -81,10 +88,10 @@ def list_(
     if rows:
         screen = console()
         screen.print(display.listing(rows, screen.width))
-    counts = store.counts(consumer=consumer, type=type_)
+    counts = letters.counts(who, Selection.parse(consumer=consumer, type=type_))
     told = ", ".join(f"{count:,} {name}" for name, count in counts.items())
-    more = f" More: --before {rows[-1].id}." if len(rows) == limit else ""
-    print(f"{told}.{more}", file=sys.stderr)
+    rest = f" More: --before {more}." if more else ""
+    print(f"{told}.{rest}", file=sys.stderr)
 
 
 def _states(chosen: str | None) -> tuple[str, ...]:
@@ -100,15 +107,16 @@ def _states(chosen: str | None) -> tuple[str, ...]:
 @click.option("--payload", is_flag=True, help="Only the payload, to standard output, byte by byte.")
 def show(reference: str, as_json: bool, payload: bool) -> None:
     """Show all of a dead letter: why it failed, each attempt, its headers and its payload."""
-    store = _store(settings())
-    found = store.find(reference)
+    configured = settings()
+    who, letters = _acting(configured), Letters(_engine(configured))
+    found = letters.find(who, reference)
     if payload:
-        sys.stdout.buffer.write(store.payload(found.id))
+        sys.stdout.buffer.write(letters.payload(who, found.id))
         sys.stdout.buffer.flush()
         return
-    detail = store.get(found.id)
+    detail = letters.get(who, found.id)
     if as_json:
-        document = display.detail_json(detail, store.payload(found.id))
+        document = display.detail_json(detail, letters.payload(who, found.id))
         print(json.dumps(document, ensure_ascii=False, indent=2))
     else:
         display.show(console(), detail)
@@ -125,8 +133,9 @@ def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
     and 3 when one is still under way after the timeout: it goes on, and `ackline dlq show ID` tells.
     """
     configured = settings()
-    store = _store(configured)
-    rows = [store.find(reference) for reference in references]
+    who, engine = _acting(configured), _engine(configured)
+    store, letters = Store(engine), Letters(engine)
+    rows = [letters.find(who, reference) for reference in references]
     asked = store.request_redrive([row.id for row in rows], configured.acting, _consumers(configured, rows))
     for reason in asked.refused.values():
         print(f"ackline: {line(reason)}", file=sys.stderr)
@@ -135,7 +144,7 @@ def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
         for row_id in asked.items:
             print(f"{row_id}: requested")
         sys.exit(1 if asked.refused else 0)
-    unfinished = _follow(store, items, timeout)
+    unfinished = _follow(store, letters, who, items, timeout)
     failed = any(item.state != ItemState.HANDLED for item in store.items(items) if item.state not in OPEN_ITEM_STATES)
     sys.exit(1 if asked.refused or failed else STILL_UNDER_WAY if unfinished else 0)
 
@@ -148,12 +157,12 @@ def discard(references: tuple[str, ...], reason: str) -> None:
     if not reason.strip():
         raise click.UsageError("A dead letter is discarded for a reason: --reason must not be blank.")
     configured = settings()
-    store = _store(configured)
-    rows = [store.find(reference) for reference in references]
+    who, letters = _acting(configured), Letters(_engine(configured))
+    rows = [letters.find(who, reference) for reference in references]
     refused = False
     for row in rows:
         try:
-            store.discard(row.id, reason, configured.acting)
+            letters.discard(who, row.id, reason)
             print(f"{row.id}: discarded")
         except AcklineError as error:
             refused = True
@@ -161,9 +170,14 @@ def discard(references: tuple[str, ...], reason: str) -> None:
     sys.exit(1 if refused else 0)
 
 
-def _store(configured: Settings) -> Store:
+def _engine(configured: Settings) -> Engine:
     database.upgrade(configured.database)
-    return Store(database.connect(configured.database))
+    return database.connect(configured.database)
+
+
+def _acting(configured: Settings) -> Actor:
+    """Who can reach the database can do anything."""
+    return Actor(configured.acting, Role.ADMIN)
 
 
 def _consumers(configured: Settings, rows: Iterable[Summary]) -> Consumers:
@@ -177,7 +191,7 @@ def _consumers(configured: Settings, rows: Iterable[Summary]) -> Consumers:
     return takers
 
 
-def _follow(store: Store, item_ids: list[str], timeout: float) -> list[str]:
+def _follow(store: Store, letters: Letters, who: Actor, item_ids: list[str], timeout: float) -> list[str]:
     """Print what becomes of each item as it is known; returns those that are open after *timeout* seconds."""
     deadline = time.monotonic() + timeout
     open_ids = set(item_ids)
@@ -185,7 +199,7 @@ def _follow(store: Store, item_ids: list[str], timeout: float) -> list[str]:
         for item in store.items(sorted(open_ids)):
             if item.state not in OPEN_ITEM_STATES:
                 open_ids.discard(item.id)
-                print(_told(store, item), flush=True)
+                print(_told(letters, who, item), flush=True)
         if time.monotonic() >= deadline:
             break
         if open_ids:
@@ -198,9 +212,9 @@ def _follow(store: Store, item_ids: list[str], timeout: float) -> list[str]:
     return sorted(open_ids)
 
 
-def _told(store: Store, item: Item) -> str:
+def _told(letters: Letters, who: Actor, item: Item) -> str:
     if item.state == ItemState.HANDLED:
         return f"{item.dead_letter_id}: handled by {line(item.consumer)}"
     if item.state == ItemState.FAILED:
-        return f"{item.dead_letter_id}: in review again: {display.error(store.get(item.dead_letter_id))}"
+        return f"{item.dead_letter_id}: in review again: {display.error(letters.get(who, item.dead_letter_id))}"
     return f"{item.dead_letter_id}: {line(item.error or item.state)}"

@@ -1,4 +1,4 @@
-"""The store of dead letters: what the reviewer, the command line and the desk read and change, in transactions.
+"""The store of dead letters: what the reviewer reads and changes, in transactions.
 
 Every method is one transaction, is safe on any thread, and raises `DatabaseUnavailable` when the database is away: then
 nothing of it happened.
@@ -8,27 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, select
+from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ackline.dlq import intake, redrive, tracking
 from ackline.dlq.deadletter import DeadLetter, clean
-from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
+from ackline.dlq.intake import Incoming
 from ackline.dlq.outcome import Outcome
 from ackline.dlq.redrive import Claim, Consumers, Requested
 from ackline.dlq.transition import transitions
-from ackline.dlq.view import PREVIEW, Action, Detail, Item, Summary, Unstored
+from ackline.dlq.view import Item, Unstored
 from ackline.infra.database import is_outage, reading, writing
-from ackline.infra.tables import DeadLetterState, action_items, actions, dead_letters, redrive_items
-from ackline.infra.wire import now
-
-
-def _columns(kind: type[Summary]) -> list[Any]:
-    return [
-        dead_letters.c[field] for field in kind.__dataclass_fields__ if field in dead_letters.c and field != "payload"
-    ]
+from ackline.infra.tables import redrive_items
 
 
 class Store:
@@ -44,21 +36,22 @@ class Store:
 
         One that the database does not take costs the batch its speed and nothing else: it is stored row by row then.
         """
+        incoming = [intake.incoming(letter) for letter in dead]
         try:
             with writing(self._engine) as connection:
-                intake.take(connection, dead)
+                intake.take(connection, incoming)
             return []
         except (SQLAlchemyError, ValueError):
             # ValueError: what a driver says of a text that it cannot encode.
-            return self._ingest_one_by_one(dead)
+            return self._ingest_one_by_one(incoming)
 
-    def _ingest_one_by_one(self, dead: Sequence[DeadLetter]) -> list[Unstored]:
+    def _ingest_one_by_one(self, dead: Sequence[Incoming]) -> list[Unstored]:
         unstored = []
         with writing(self._engine) as connection:
-            for index, letter in enumerate(dead):
+            for index, found in enumerate(dead):
                 try:
                     with connection.begin_nested():
-                        intake.take(connection, [letter])
+                        intake.take(connection, [found])
                 except (SQLAlchemyError, ValueError) as error:
                     if isinstance(error, DBAPIError) and is_outage(error):
                         raise
@@ -126,95 +119,6 @@ class Store:
 
     # --- operators -------------------------------------------------------------------------------------
 
-    def page(
-        self,
-        *,
-        states: Sequence[str] = (),
-        consumer: str | None = None,
-        type: str | None = None,  # noqa: A002
-        before: int | None = None,
-        limit: int = 50,
-    ) -> list[Summary]:
-        """Up to *limit* dead letters, latest first. before: the id of the last one of the page before this one."""
-        query = select(*_columns(Summary)).order_by(dead_letters.c.id.desc()).limit(limit)
-        query = _where(query, states, consumer, type)
-        if before is not None:
-            query = query.where(dead_letters.c.id < before)
-        with reading(self._engine) as connection:
-            return [Summary(**row._mapping) for row in connection.execute(query)]
-
-    def counts(self, *, consumer: str | None = None, type: str | None = None) -> dict[str, int]:  # noqa: A002
-        """How many dead letters are in each state; every state is there."""
-        query = _where(select(dead_letters.c.state, func.count()).group_by(dead_letters.c.state), (), consumer, type)
-        with reading(self._engine) as connection:
-            found = {row[0]: row[1] for row in connection.execute(query)}
-        return {state.value: found.get(state.value, 0) for state in DeadLetterState}
-
-    def get(self, dead_letter_id: int) -> Detail:
-        """All of one dead letter. Raises `NoSuchDeadLetter`."""
-        payload = dead_letters.c.payload
-        query = select(
-            *_columns(Detail),
-            func.substr(payload, 1, PREVIEW, type_=payload.type).label("payload"),
-            func.length(payload).label("payload_size"),
-        ).where(dead_letters.c.id == dead_letter_id)
-        columns = dict(actions.c) | dict(action_items.c)
-        done = select(*[columns[field] for field in Action.__dataclass_fields__]).join_from(actions, action_items)
-        done = done.where(action_items.c.dead_letter_id == dead_letter_id).order_by(actions.c.id)
-        with reading(self._engine) as connection:
-            row = connection.execute(query).one_or_none()
-            if row is None:
-                raise NoSuchDeadLetter(f"There is no dead letter {dead_letter_id}.")
-            return Detail(**row._mapping, actions=[Action(**found._mapping) for found in connection.execute(done)])
-
-    def payload(self, dead_letter_id: int) -> bytes:
-        """The whole payload as it came. Raises `NoSuchDeadLetter`."""
-        with reading(self._engine) as connection:
-            query = select(dead_letters.c.payload).where(dead_letters.c.id == dead_letter_id)
-            found = connection.execute(query).scalar_one_or_none()
-        if found is None:
-            raise NoSuchDeadLetter(f"There is no dead letter {dead_letter_id}.")
-        return bytes(found)
-
-    def find(self, reference: str) -> Summary:
-        """The dead letter that *reference* names: a number is an id, all else a message id.
-
-        Raises `NoSuchDeadLetter`, `AmbiguousMessageId`.
-        """
-        if reference.isascii() and reference.isdigit() and len(reference) < 19:
-            wanted = dead_letters.c.id == int(reference)
-        else:
-            wanted = dead_letters.c.message_id == clean(reference)
-        query = select(*_columns(Summary)).where(wanted)
-        with reading(self._engine) as connection:
-            found = connection.execute(query.order_by(dead_letters.c.id).limit(10)).all()
-        if not found:
-            raise NoSuchDeadLetter(f"There is no dead letter {reference!r}; `ackline dlq list` shows what there is.")
-        if len(found) > 1:
-            ids = ", ".join(f"{row.id} ({row.consumer or 'no consumer'}, {row.state})" for row in found)
-            raise AmbiguousMessageId(
-                f"Several dead letters have the message id {reference!r}: {ids}. Name one by its id."
-            )
-        return Summary(**found[0]._mapping)
-
-    def discard(self, dead_letter_id: int, reason: str, actor: str) -> None:
-        """Take a dead letter out of review for good, for *reason*. It is kept, with who did it and why.
-
-        Raises `Refused` unless it is in review and *reason* says something, `NoSuchDeadLetter`.
-        """
-        reason = clean(reason.strip())
-        if not reason:
-            raise Refused("A dead letter is discarded for a reason: say which.")
-        before, after = DeadLetterState.IN_REVIEW, DeadLetterState.DISCARDED
-        with writing(self._engine) as connection, transitions(connection) as moves:
-            if not moves.move(
-                [dead_letter_id], before, after, discarded_at=now(), discarded_by=actor, discard_reason=reason
-            ):
-                raise Refused(
-                    f"Dead letter {dead_letter_id} cannot be discarded: it is {_state(connection, dead_letter_id)}."
-                )
-            moves.record(actor, "discard", reason, [dead_letter_id], before, after)
-
     def request_redrive(self, ids: Iterable[int], actor: str, consumers: Consumers | None = None) -> Requested:
         """Ask the reviewer to send the dead letters *ids* back to their consumers, each at most once.
 
@@ -228,22 +132,3 @@ class Store:
         query = select(*[redrive_items.c[field] for field in Item.__dataclass_fields__])
         with reading(self._engine) as connection:
             return [Item(**row._mapping) for row in connection.execute(query.where(redrive_items.c.id.in_(item_ids)))]
-
-
-def _where(query: Select[Any], states: Sequence[str], consumer: str | None, type_: str | None) -> Select[Any]:
-    if states:
-        query = query.where(dead_letters.c.state.in_(states))
-    if consumer is not None:
-        query = query.where(dead_letters.c.consumer == clean(consumer))
-    if type_ is not None:
-        query = query.where(dead_letters.c.type == clean(type_))
-    return query
-
-
-def _state(connection: Connection, dead_letter_id: int) -> str:
-    state = connection.execute(
-        select(dead_letters.c.state).where(dead_letters.c.id == dead_letter_id)
-    ).scalar_one_or_none()
-    if state is None:
-        raise NoSuchDeadLetter(f"There is no dead letter {dead_letter_id}.")
-    return str(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import NamedTuple
 
 from ackline.dlq.deadletter import Entry
 
@@ -31,6 +32,16 @@ class Summary:
     last_seen_at: datetime
     redrive_count: int
     duplicates: int
+
+
+class Page(NamedTuple):
+    """Some dead letters, latest first."""
+
+    items: list[Summary]
+    #: `after` of the page that follows; None when there is none. A page may be short, or empty, and still have one.
+    next: int | None
+    #: Payloads that were read for it, one by one, as no index helped.
+    scanned: int
 
 
 @dataclass(frozen=True, slots=True)

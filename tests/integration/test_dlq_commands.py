@@ -15,12 +15,12 @@ from pathlib import Path
 
 import pytest
 
-from ackline.dlq.store import Store
 from ackline.infra import database, wire
 from ackline.infra.names import MESSAGES, UNROUTED
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings
 from tests.letters import handled, letter, read, worker_headers, worker_properties
+from tests.review import Review
 from tests.roles import ROOT, environment, run
 from tests.waiting import until
 
@@ -36,10 +36,10 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def store(settings: Settings) -> Iterator[Store]:
+def store(settings: Settings) -> Iterator[Review]:
     database.upgrade(settings.database)
     engine = database.connect(settings.database)
-    yield Store(engine)
+    yield Review(engine)
     engine.dispose()
 
 
@@ -64,7 +64,7 @@ def test_the_list_of_a_new_database_is_empty(settings: Settings) -> None:
     assert "0 in review" in complaint(settings, "list", code=0)
 
 
-def test_the_list_shows_each_dead_letter_in_full_in_a_pipe(settings: Settings, store: Store) -> None:
+def test_the_list_shows_each_dead_letter_in_full_in_a_pipe(settings: Settings, store: Review) -> None:
     words = "550 5.1.1 No such mailbox here, and many more words that a narrow table would cut off somewhere " * 3
     store.ingest([replace(letter("m-1"), error_message=words), letter("m-2", consumer="shipping")])
     lines = ask(settings, "list").splitlines()
@@ -75,7 +75,7 @@ def test_the_list_shows_each_dead_letter_in_full_in_a_pipe(settings: Settings, s
         assert part in lines[2]
 
 
-def test_the_list_can_be_narrowed_and_paged(settings: Settings, store: Store) -> None:
+def test_the_list_can_be_narrowed_and_paged(settings: Settings, store: Review) -> None:
     store.ingest([letter(f"m-{n}", consumer=("billing", "shipping")[n % 2]) for n in range(10)])
     store.ingest([read(worker_properties("lost"), exchange=MESSAGES, queue=UNROUTED)])
     store.discard(1, "not needed", "ada")
@@ -91,14 +91,14 @@ def ids(lines: str) -> list[int]:
     return [json.loads(line)["id"] for line in lines.splitlines()]
 
 
-def test_a_list_on_a_terminal_fits_it(settings: Settings, store: Store) -> None:
+def test_a_list_on_a_terminal_fits_it(settings: Settings, store: Review) -> None:
     store.ingest([replace(letter("m-1"), error_message="many words " * 50)])
     shown = on_a_terminal(settings, "list", columns=100)
     assert "\x1b[" in shown
     assert max(len(line) for line in plain_text(shown).splitlines()) <= 100
 
 
-def test_what_a_stranger_wrote_cannot_steer_the_terminal(settings: Settings, store: Store) -> None:
+def test_what_a_stranger_wrote_cannot_steer_the_terminal(settings: Settings, store: Review) -> None:
     evil = "\x1b]0;owned\x07\x1b[2J\u202e"
     properties = Properties(
         message_id=evil, type=evil, headers=worker_headers(evil=evil) | {wire.REASON: evil, wire.TRACEBACK: evil}
@@ -110,7 +110,7 @@ def test_what_a_stranger_wrote_cannot_steer_the_terminal(settings: Settings, sto
     assert "\x1b]" not in on_a_terminal(settings, "show", "1", columns=100)
 
 
-def test_show_tells_everything(settings: Settings, store: Store) -> None:
+def test_show_tells_everything(settings: Settings, store: Review) -> None:
     store.ingest([letter("m-1", body=b'{"order_id":"A-1","items":[1,2]}', mine="kept")])
     shown = ask(settings, "show", "1")
     for part in (
@@ -127,7 +127,7 @@ def test_show_tells_everything(settings: Settings, store: Store) -> None:
         assert part in shown
 
 
-def test_show_finds_a_dead_letter_by_its_message_id(settings: Settings, store: Store) -> None:
+def test_show_finds_a_dead_letter_by_its_message_id(settings: Settings, store: Review) -> None:
     store.ingest([letter("m-1"), letter("m-2"), letter("m-2", consumer="shipping")])
     assert "Dead letter 1:" in ask(settings, "show", "m-1")
     told = complaint(settings, "show", "m-2")
@@ -138,7 +138,7 @@ def test_show_finds_a_dead_letter_by_its_message_id(settings: Settings, store: S
     assert complaint(settings, "show", "4").startswith("ackline: There is no dead letter '4'; `ackline dlq list`")
 
 
-def test_show_as_json_is_one_document_with_the_whole_payload(settings: Settings, store: Store) -> None:
+def test_show_as_json_is_one_document_with_the_whole_payload(settings: Settings, store: Review) -> None:
     odd = Properties(message_id="m-2", headers={"nan": float("nan"), "bytes": b"\xff", "list": [None, True]})
     store.ingest([letter(body=b"x" * 200_000), read(odd, b"\xff\x00")])
     document = json.loads(ask(settings, "show", "1", "--json"))
@@ -150,7 +150,7 @@ def test_show_as_json_is_one_document_with_the_whole_payload(settings: Settings,
     assert binary["properties"]["headers"] == {"nan": "nan", "bytes": "\\xff", "list": [None, True]}
 
 
-def test_a_large_payload_is_cut_on_the_screen_and_whole_in_a_file(settings: Settings, store: Store) -> None:
+def test_a_large_payload_is_cut_on_the_screen_and_whole_in_a_file(settings: Settings, store: Review) -> None:
     body = b"\xff\x00" + bytes(range(256)) * 4000
     store.ingest([letter(body=body)])
     shown = ask(settings, "show", "1")
@@ -160,7 +160,7 @@ def test_a_large_payload_is_cut_on_the_screen_and_whole_in_a_file(settings: Sett
     assert subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, check=True).stdout == body
 
 
-def test_a_discard_keeps_the_reason_and_who_gave_it(settings: Settings, store: Store) -> None:
+def test_a_discard_keeps_the_reason_and_who_gave_it(settings: Settings, store: Review) -> None:
     store.ingest([letter("m-1"), letter("m-2")])
     assert ask(settings, "discard", "1", "m-2", "--reason", "customer gave up") == "1: discarded\n2: discarded\n"
     found = store.get(1)
@@ -172,13 +172,13 @@ def test_a_discard_keeps_the_reason_and_who_gave_it(settings: Settings, store: S
 
 
 @pytest.mark.parametrize("arguments", [["1"], ["1", "--reason", " \t"]])
-def test_a_discard_without_a_reason_is_refused(settings: Settings, store: Store, arguments: list[str]) -> None:
+def test_a_discard_without_a_reason_is_refused(settings: Settings, store: Review, arguments: list[str]) -> None:
     store.ingest([letter()])
     assert "--reason" in complaint(settings, "discard", *arguments, code=2)
     assert store.get(1).state == "in review"
 
 
-def test_retry_waits_for_the_true_outcome(settings: Settings, store: Store) -> None:
+def test_retry_waits_for_the_true_outcome(settings: Settings, store: Review) -> None:
     store.ingest([letter("m-1"), letter("m-2"), letter("m-3")])
     command = [sys.executable, "-m", "ackline.infra", "dlq", "retry", "1", "2", "3"]
     waiting = subprocess.Popen(
@@ -199,7 +199,7 @@ def test_retry_waits_for_the_true_outcome(settings: Settings, store: Store) -> N
     assert waiting.returncode == 1
 
 
-def test_retry_ends_with_zero_when_all_were_handled(settings: Settings, store: Store) -> None:
+def test_retry_ends_with_zero_when_all_were_handled(settings: Settings, store: Review) -> None:
     store.ingest([letter("m-1")])
     command = [sys.executable, "-m", "ackline.infra", "dlq", "retry", "m-1"]
     waiting = subprocess.Popen(command, env=environment(settings), cwd=ROOT, stdout=subprocess.PIPE, text=True)
@@ -209,7 +209,7 @@ def test_retry_ends_with_zero_when_all_were_handled(settings: Settings, store: S
     assert waiting.returncode == 0
 
 
-def test_retry_that_waits_in_vain_says_so_and_does_not_ask_twice(settings: Settings, store: Store) -> None:
+def test_retry_that_waits_in_vain_says_so_and_does_not_ask_twice(settings: Settings, store: Review) -> None:
     store.ingest([letter()])
     told = ask(settings, "retry", "1", "--timeout", "0.1", code=3)
     assert told == "1: still under way after 0.1 s (is the reviewer running?)\n"
@@ -217,14 +217,14 @@ def test_retry_that_waits_in_vain_says_so_and_does_not_ask_twice(settings: Setti
     assert len(store.claim(10, 30)) == 1
 
 
-def test_retry_without_waiting_only_asks(settings: Settings, store: Store) -> None:
+def test_retry_without_waiting_only_asks(settings: Settings, store: Review) -> None:
     store.ingest([letter()])
     assert ask(settings, "retry", "1", "--no-wait") == "1: requested\n"
     assert store.get(1).state == "redriving"
     assert store.get(1).actions[0].actor == "ada"
 
 
-def test_retry_of_what_no_consumer_took_looks_for_one_in_the_application(settings: Settings, store: Store) -> None:
+def test_retry_of_what_no_consumer_took_looks_for_one_in_the_application(settings: Settings, store: Review) -> None:
     mail = Properties(message_id="m-1", type="email.send")
     store.ingest(
         [read(properties, exchange=MESSAGES, queue=UNROUTED) for properties in (mail, worker_properties("m-2"))]

@@ -18,7 +18,6 @@ from sqlalchemy import make_url
 
 from ackline.dlq import reviewer as reviewer_module
 from ackline.dlq.reviewer import Reviewer
-from ackline.dlq.store import Store
 from ackline.dlq.view import Summary
 from ackline.infra import database, wire
 from ackline.infra.link import BrokerRefused
@@ -32,6 +31,7 @@ from ackline.producer import Publisher
 from tests.broker import Vhost
 from tests.hand_framed import HEADERS, TIMESTAMP, HandFramedClient, deep_table, long
 from tests.letters import BODY, worker_headers, worker_properties
+from tests.review import Review
 from tests.roles import role
 from tests.waiting import until
 
@@ -67,15 +67,15 @@ def reviewing(settings: Settings) -> Iterator[Reviewer]:
 
 
 @pytest.fixture
-def store(ackline_settings: Settings) -> Iterator[Store]:
+def store(ackline_settings: Settings) -> Iterator[Review]:
     """The store of this test's SQLite database."""
     yield from _store(ackline_settings.database)
 
 
-def _store(url: str) -> Iterator[Store]:
+def _store(url: str) -> Iterator[Review]:
     database.upgrade(url)
     engine = database.connect(url)
-    yield Store(engine)
+    yield Review(engine)
     engine.dispose()
 
 
@@ -105,7 +105,7 @@ def die(publisher: Publisher, *message_ids: str, body: bytes = BODY, **headers: 
         future.result(90)
 
 
-def rows(store: Store, count: int) -> list[Summary]:
+def rows(store: Review, count: int) -> list[Summary]:
     """All dead letters, as soon as there are *count*."""
     return until(
         lambda: found if len(found := store.page(limit=100_000)) >= count else None,
@@ -147,7 +147,7 @@ def depth(vhost: Vhost, queue: str) -> int:
 # --- taking dead letters ------------------------------------------------------------------------------------------
 
 
-def test_what_a_worker_gives_up_is_in_review(ackline_settings: Settings, publisher: Publisher, store: Store) -> None:
+def test_what_a_worker_gives_up_is_in_review(ackline_settings: Settings, publisher: Publisher, store: Review) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
         (row,) = rows(store, 1)
@@ -155,7 +155,7 @@ def test_what_a_worker_gives_up_is_in_review(ackline_settings: Settings, publish
 
 
 def test_what_crashes_a_worker_again_and_again_is_in_review(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel
 ) -> None:
     publisher.send(MESSAGES, "order.placed", Properties(message_id="m-1", headers={"x-death": "lies"}), BODY).result(90)
     for _ in range(21):
@@ -168,7 +168,7 @@ def test_what_crashes_a_worker_again_and_again_is_in_review(
 
 
 def test_what_nobody_takes_and_what_returns_to_nobody_is_in_review(
-    ackline_settings: Settings, publisher: Publisher, store: Store
+    ackline_settings: Settings, publisher: Publisher, store: Review
 ) -> None:
     publisher.send(MESSAGES, "nobody.knows", Properties(message_id="m-1"), BODY).result(90)
     publisher.send(MESSAGES, "nobody.knows", Properties(message_id="m-2", expiration="1"), BODY).result(90)
@@ -183,7 +183,7 @@ def test_what_nobody_takes_and_what_returns_to_nobody_is_in_review(
 
 
 def test_headers_that_no_client_library_can_read_are_in_review(
-    ackline_settings: Settings, publisher: Publisher, store: Store
+    ackline_settings: Settings, publisher: Publisher, store: Review
 ) -> None:
     with HandFramedClient(ackline_settings.broker) as client:
         client.publish(b"ackline.messages", b"nobody.knows", TIMESTAMP, (10**13).to_bytes(8), b"\x00\xff")
@@ -194,7 +194,7 @@ def test_headers_that_no_client_library_can_read_are_in_review(
 
 
 def test_large_bodies_and_large_headers_are_in_review(
-    ackline_settings: Settings, publisher: Publisher, store: Store
+    ackline_settings: Settings, publisher: Publisher, store: Review
 ) -> None:
     body = bytes(range(256)) * 20_000
     with reviewing(ackline_settings):
@@ -207,7 +207,7 @@ def test_large_bodies_and_large_headers_are_in_review(
 
 
 def test_a_reviewer_killed_in_the_middle_leaves_exactly_one_row_each(
-    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost
+    ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost
 ) -> None:
     with role(ackline_settings, "reviewer") as reviewer:
         for slice_ in range(MOST_SLICES):
@@ -230,7 +230,7 @@ def test_a_reviewer_killed_in_the_middle_leaves_exactly_one_row_each(
 
 
 def test_a_reviewer_killed_between_delivery_and_commit_loses_nothing(
-    ackline_settings: Settings, publisher: Publisher, store: Store
+    ackline_settings: Settings, publisher: Publisher, store: Review
 ) -> None:
     with role(ackline_settings, "reviewer") as reviewer, _locked(ackline_settings):
         die(publisher, *[f"m-{n}" for n in range(300)])
@@ -256,7 +256,7 @@ def _locked(settings: Settings) -> Iterator[None]:
 
 
 def test_a_row_that_the_database_refuses_holds_nobody_up_and_is_not_lost(
-    ackline_settings: Settings, publisher: Publisher, store: Store, monkeypatch: pytest.MonkeyPatch
+    ackline_settings: Settings, publisher: Publisher, store: Review, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reviewer_module, "GIVE_BACK_SECONDS", 0.2)
     path = make_url(ackline_settings.database).database
@@ -281,7 +281,7 @@ def test_a_row_that_the_database_refuses_holds_nobody_up_and_is_not_lost(
 
 
 def test_while_sqlite_is_locked_the_broker_keeps_everything(
-    ackline_settings: Settings, publisher: Publisher, store: Store, caplog: pytest.LogCaptureFixture
+    ackline_settings: Settings, publisher: Publisher, store: Review, caplog: pytest.LogCaptureFixture
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -328,7 +328,7 @@ def _accept_connections(url: str, yes: bool) -> None:
 
 
 def test_a_lost_connection_loses_and_doubles_nothing(
-    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost
+    ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost
 ) -> None:
     with reviewing(ackline_settings), vhost.api() as api:
         die(publisher, "m-1")
@@ -342,7 +342,7 @@ def test_a_lost_connection_loses_and_doubles_nothing(
 
 
 def test_a_connection_lost_while_the_database_is_away_loses_and_doubles_nothing(
-    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost, caplog: pytest.LogCaptureFixture
+    ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
     with reviewing(ackline_settings), vhost.api() as api:
@@ -365,7 +365,7 @@ def _connections(vhost: Vhost, named: str) -> list[str]:
 
 @pytest.mark.parametrize("queue", [DEAD, UNROUTED])
 def test_a_queue_that_is_deleted_is_there_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel, queue: str
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel, queue: str
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -393,7 +393,7 @@ def test_a_wrong_password_ends_the_reviewer_with_a_sentence(ackline_settings: Se
 
 
 def test_a_reviewer_that_is_asked_to_stop_has_stored_or_given_back_everything(
-    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost
+    ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost
 ) -> None:
     with role(ackline_settings, "reviewer") as reviewer:
         futures = [publisher.send(DEAD, "billing", worker_properties(f"m-{n}"), BODY) for n in range(3000)]
@@ -411,7 +411,7 @@ def test_a_reviewer_that_is_asked_to_stop_has_stored_or_given_back_everything(
 
 
 def test_a_redriven_message_that_a_worker_handles_is_handled(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -428,7 +428,7 @@ def test_a_redriven_message_that_a_worker_handles_is_handled(
 
 
 def test_a_redriven_message_that_fails_again_is_in_review_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -443,7 +443,7 @@ def test_a_redriven_message_that_fails_again_is_in_review_again(
 
 
 def test_a_redriven_message_whose_consumer_is_gone_is_in_review_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store
+    ackline_settings: Settings, publisher: Publisher, store: Review
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1", consumer="ghost")
@@ -456,7 +456,7 @@ def test_a_redriven_message_whose_consumer_is_gone_is_in_review_again(
 
 
 def test_a_message_whose_headers_leave_no_room_is_in_review_again(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel
 ) -> None:
     full = Properties(message_id="m-1", headers={"padding": "x" * 131_000})
     publisher.send(MESSAGES, "order.placed", full, BODY).result(90)
@@ -471,7 +471,7 @@ def test_a_message_whose_headers_leave_no_room_is_in_review_again(
 
 
 def test_what_was_issued_before_a_crash_is_published_after_it(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel
 ) -> None:
     with reviewing(ackline_settings):
         die(publisher, "m-1")
@@ -485,7 +485,7 @@ def test_what_was_issued_before_a_crash_is_published_after_it(
 
 
 def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
-    ackline_settings: Settings, publisher: Publisher, store: Store, vhost: Vhost, channel: BlockingChannel
+    ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost, channel: BlockingChannel
 ) -> None:
     asked: set[str] = set()
     with role(ackline_settings, "reviewer") as reviewer:
@@ -511,12 +511,12 @@ def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
     assert store.counts() == {"in review": 0, "redriving": len(asked), "handled": 0, "discarded": 0}
 
 
-def _confirmed(store: Store, items: list[str]) -> int:
+def _confirmed(store: Review, items: list[str]) -> int:
     return sum(item.state == ItemState.CONFIRMED for item in store.items(items))
 
 
 def test_an_outcome_that_no_worker_writes_is_counted_and_holds_nobody_up(
-    ackline_settings: Settings, publisher: Publisher, store: Store, channel: BlockingChannel, vhost: Vhost
+    ackline_settings: Settings, publisher: Publisher, store: Review, channel: BlockingChannel, vhost: Vhost
 ) -> None:
     with reviewing(ackline_settings) as reviewer:
         for garbage in (b"", b"\xff", b"[]", b"{}", b'[{"event": "handled", "redrive": 5}]', b"[" * 100_000):

@@ -15,7 +15,6 @@ import httpx
 import pytest
 from sqlalchemy import Engine, text
 
-from ackline.dlq.store import Store
 from ackline.infra import database, wire
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES
@@ -24,6 +23,7 @@ from ackline.infra.settings import Settings
 from tests.amqp import Client
 from tests.broker import fresh_vhost, settings_for
 from tests.doors import NEVER, gateway, problem
+from tests.review import Review
 from tests.roles import RoleProcess, listening, role, run
 from tests.tracked import FOLDER
 from tests.waiting import until
@@ -66,7 +66,7 @@ class Stack:
     def dead_letter(self, accepted: dict[str, Any]) -> int:
         """The number of the only dead letter of the message, as soon as it is there."""
         engine = database.connect(self.settings.database)
-        store = Store(engine)
+        store = Review(engine)
 
         def there() -> int | None:
             return next((row.id for row in store.page(limit=1000) if row.message_id == accepted["id"]), None)

@@ -11,7 +11,6 @@ import pytest
 from sqlalchemy import Engine, insert
 
 from ackline.dlq.outcome import STATES, Outcome
-from ackline.dlq.store import Store
 from ackline.infra import database
 from ackline.infra.names import MESSAGES, UNROUTED
 from ackline.infra.properties import Properties
@@ -19,6 +18,7 @@ from ackline.infra.tables import OutboxState, outbox
 from ackline.infra.wire import now, uuid7
 from ackline.producer.status import Status, status, statuses, waiting
 from tests.letters import letter, read
+from tests.review import Review
 
 TYPE = "order.placed"
 CONSUMERS = {TYPE: ["billing"]}
@@ -36,8 +36,8 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def store(engine: Engine) -> Store:
-    return Store(engine)
+def store(engine: Engine) -> Review:
+    return Review(engine)
 
 
 def told(event: str, attempt: int = 1, *, redrive: str = "", error: str | None = None) -> Outcome:
@@ -68,7 +68,7 @@ def test_of_what_nobody_knows_there_is_no_status_unless_it_was_accepted(engine: 
     assert (nobody.state, nobody.is_final, nobody.deliveries) == ("waiting", False, ())
 
 
-def test_the_consumers_that_are_expected_wait_and_those_that_reported_are_added(engine: Engine, store: Store) -> None:
+def test_the_consumers_that_are_expected_wait_and_those_that_reported_are_added(engine: Engine, store: Review) -> None:
     store.outcomes([replace(told("handled"), consumer="audit")])
     found = look(engine)
     assert brief(found) == [("audit", "handled", 1, None), ("billing", "waiting", 0, None)]
@@ -77,7 +77,7 @@ def test_the_consumers_that_are_expected_wait_and_those_that_reported_are_added(
     assert (look(engine).state, look(engine).is_final) == ("handled", True)
 
 
-def test_a_dead_letter_and_what_the_worker_reported_of_it_are_one_delivery(engine: Engine, store: Store) -> None:
+def test_a_dead_letter_and_what_the_worker_reported_of_it_are_one_delivery(engine: Engine, store: Review) -> None:
     store.outcomes([told("dead", 2, error="gave up")])
     assert brief(look(engine)) == [("billing", "in review", 2, "gave up")]  # the letter itself is still on its way
     store.ingest([letter()])
@@ -88,12 +88,12 @@ def test_a_dead_letter_and_what_the_worker_reported_of_it_are_one_delivery(engin
     assert (found.state, found.is_final) == ("discarded", True)
 
 
-def test_a_dead_letter_of_a_message_that_is_not_tracked_is_known_too(engine: Engine, store: Store) -> None:
+def test_a_dead_letter_of_a_message_that_is_not_tracked_is_known_too(engine: Engine, store: Review) -> None:
     store.ingest([letter()])
     assert brief(look(engine)) == [("billing", "in review", 2, letter().reason)]
 
 
-def test_a_redrive_is_followed_and_its_tries_are_added(engine: Engine, store: Store) -> None:
+def test_a_redrive_is_followed_and_its_tries_are_added(engine: Engine, store: Review) -> None:
     store.outcomes([told("dead", 2, error="gave up")])
     store.ingest([letter()])
     (row,) = store.page()
@@ -113,7 +113,7 @@ def test_a_redrive_is_followed_and_its_tries_are_added(engine: Engine, store: St
 
 
 def test_a_redrive_that_failed_is_in_review_again_whatever_its_worker_reports_late(
-    engine: Engine, store: Store
+    engine: Engine, store: Review
 ) -> None:
     store.ingest([letter()])
     (row,) = store.page()
@@ -123,20 +123,20 @@ def test_a_redrive_that_failed_is_in_review_again_whatever_its_worker_reports_la
     assert brief(look(engine)) == [("billing", "in review", 4, letter().reason)]
 
 
-def test_what_no_consumer_took_is_in_review_for_nobody(engine: Engine, store: Store) -> None:
+def test_what_no_consumer_took_is_in_review_for_nobody(engine: Engine, store: Review) -> None:
     store.ingest([read(Properties(message_id="m-1", type=TYPE), exchange=MESSAGES, queue=UNROUTED)])
     found = look(engine)
     assert brief(found) == [(None, "in review", 0, f"No consumer takes messages of type {TYPE!r}.")]
     assert not found.is_final
 
 
-def test_what_needs_somebody_most_is_the_state_of_the_whole(engine: Engine, store: Store) -> None:
+def test_what_needs_somebody_most_is_the_state_of_the_whole(engine: Engine, store: Review) -> None:
     for event, state in (("retried", "waiting for a retry"), ("started", "waiting for a retry"), ("dead", "in review")):
         store.outcomes([replace(told(event), consumer=event)])
         assert look(engine).state == state
 
 
-def test_an_id_of_another_type_is_another_message(engine: Engine, store: Store) -> None:
+def test_an_id_of_another_type_is_another_message(engine: Engine, store: Review) -> None:
     store.outcomes([told("handled")])
     with database.reading(engine) as connection:
         assert status(connection, "m-1", type="order.cancelled", consumers=CONSUMERS) is None
@@ -176,7 +176,7 @@ def put(engine: Engine, state: OutboxState, *, due_in: float | None = None, erro
     ],
 )
 def test_a_message_in_the_outbox(
-    engine: Engine, store: Store, state: OutboxState, due_in: float | None, shown: str, is_final: bool
+    engine: Engine, store: Review, state: OutboxState, due_in: float | None, shown: str, is_final: bool
 ) -> None:
     put(engine, state, due_in=due_in, error="why" if state is OutboxState.FAILED else None)
     found = look(engine)
@@ -194,7 +194,7 @@ def test_of_several_rows_in_the_outbox_the_newest_counts(engine: Engine) -> None
     assert look(engine).state == "accepted"
 
 
-def test_many_messages_are_asked_for_at_once(engine: Engine, store: Store) -> None:
+def test_many_messages_are_asked_for_at_once(engine: Engine, store: Review) -> None:
     ids = [uuid7() for _ in range(1200)]
     store.outcomes([replace(told("handled"), message_id=id_) for id_ in ids[:1100]])
     with database.reading(engine) as connection:

@@ -16,13 +16,13 @@ from sqlalchemy.exc import IntegrityError
 from ackline.dlq import redrive
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
-from ackline.dlq.store import Store
 from ackline.infra import database, wire
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES, RETURN, UNROUTED
 from ackline.infra.properties import Properties
 from ackline.infra.tables import ItemState, dead_letters, redrive_items
 from tests.letters import handled, letter, read, worker_headers, worker_properties
+from tests.review import Review
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -37,17 +37,17 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def store(engine: Engine) -> Store:
-    return Store(engine)
+def store(engine: Engine) -> Review:
+    return Review(engine)
 
 
-def only(store: Store) -> int:
+def only(store: Review) -> int:
     """The id of the only dead letter."""
     (row,) = store.page()
     return row.id
 
 
-def redriving(store: Store, row_id: int) -> str:
+def redriving(store: Review, row_id: int) -> str:
     """Have the row redriven up to the broker's confirm; returns the item."""
     item_id = store.request_redrive([row_id], "ada").items[row_id]
     assert [claim.item_id for claim in store.claim(10, 30)] == [item_id]
@@ -58,7 +58,7 @@ def redriving(store: Store, row_id: int) -> str:
 # --- dead letters come in -----------------------------------------------------------------------------------------
 
 
-def test_what_comes_in_is_read_back_as_it_was(store: Store) -> None:
+def test_what_comes_in_is_read_back_as_it_was(store: Review) -> None:
     dead = letter()
     assert store.ingest([dead]) == []
     found = store.get(only(store))
@@ -70,7 +70,7 @@ def test_what_comes_in_is_read_back_as_it_was(store: Store) -> None:
     assert found.first_failed_at.tzinfo is UTC
 
 
-def test_the_same_dead_letter_twice_is_one_row(store: Store) -> None:
+def test_the_same_dead_letter_twice_is_one_row(store: Review) -> None:
     store.ingest([letter()])
     store.ingest([letter(), letter("m-2"), letter("m-2")])
     assert {row.message_id: row.duplicates for row in store.page()} == {"m-1": 1, "m-2": 1}
@@ -78,21 +78,21 @@ def test_the_same_dead_letter_twice_is_one_row(store: Store) -> None:
     assert (found.state, len(found.history), found.attempts) == ("in review", 2, 2)
 
 
-def test_the_same_id_with_another_body_or_for_another_consumer_is_another_row(store: Store) -> None:
+def test_the_same_id_with_another_body_or_for_another_consumer_is_another_row(store: Review) -> None:
     store.ingest([letter(), letter(body=b"other"), letter(consumer="shipping")])
     assert len(store.page()) == 3
     with pytest.raises(AmbiguousMessageId, match="Several dead letters have the message id 'm-1'"):
         store.find("m-1")
 
 
-def test_a_second_failure_of_the_same_delivery_is_kept_in_its_history(store: Store) -> None:
+def test_a_second_failure_of_the_same_delivery_is_kept_in_its_history(store: Review) -> None:
     store.ingest([letter(minute=0)])
     store.ingest([letter(minute=1)])
     found = store.get(only(store))
     assert (len(found.history), found.attempts, found.duplicates, found.flags) == (4, 4, 1, [])
 
 
-def test_nul_bytes_and_what_is_no_utf_8_can_be_stored(store: Store) -> None:
+def test_nul_bytes_and_what_is_no_utf_8_can_be_stored(store: Review) -> None:
     headers = worker_headers(consumer="b\x00\udcff") | {
         wire.HISTORY: '[{"attempt":1,"at":"\\u0000","worker":"\\ud800","error":"\\u0000","message":"\\udfff"}]',
         wire.REASON: "no\x00",
@@ -107,7 +107,7 @@ def test_nul_bytes_and_what_is_no_utf_8_can_be_stored(store: Store) -> None:
     assert store.find("\\x00\\xff").id == found.id
 
 
-def test_a_large_payload_and_large_headers_are_kept_whole(store: Store) -> None:
+def test_a_large_payload_and_large_headers_are_kept_whole(store: Review) -> None:
     body = bytes(range(256)) * 20_000
     dead = read(worker_properties(padding="x" * 100_000), body)
     assert store.ingest([dead]) == []
@@ -117,7 +117,7 @@ def test_a_large_payload_and_large_headers_are_kept_whole(store: Store) -> None:
     assert found.properties == dead.properties
 
 
-def test_a_row_that_cannot_be_stored_does_not_fail_its_batch(store: Store, engine: Engine) -> None:
+def test_a_row_that_cannot_be_stored_does_not_fail_its_batch(store: Review, engine: Engine) -> None:
     refuse(engine, "m-3")
     batch = [letter(f"m-{number}") for number in range(6)]
     (unstored,) = store.ingest(batch)
@@ -126,7 +126,7 @@ def test_a_row_that_cannot_be_stored_does_not_fail_its_batch(store: Store, engin
     assert sorted(row.message_id for row in store.page()) == ["m-0", "m-1", "m-2", "m-4", "m-5"]
 
 
-def test_a_row_that_cannot_be_stored_is_stored_when_it_can_be(store: Store, engine: Engine) -> None:
+def test_a_row_that_cannot_be_stored_is_stored_when_it_can_be(store: Review, engine: Engine) -> None:
     refuse(engine, "m-1")
     assert len(store.ingest([letter()])) == 1
     with engine.begin() as connection:
@@ -151,14 +151,14 @@ def refuse(engine: Engine, message_id: str) -> None:
             )
 
 
-def test_a_database_that_takes_nothing_at_all_is_unavailable_and_keeps_nothing(store: Store, engine: Engine) -> None:
+def test_a_database_that_takes_nothing_at_all_is_unavailable_and_keeps_nothing(store: Review, engine: Engine) -> None:
     with engine.begin() as connection:
         connection.execute(text("ALTER TABLE dead_letters RENAME TO moved_away"))
     with pytest.raises(DatabaseUnavailable):
         store.ingest([letter("m-1"), letter("m-2")])
 
 
-def test_two_reviewers_that_take_the_same_dead_letters_at_once_make_one_row_of_each(store: Store) -> None:
+def test_two_reviewers_that_take_the_same_dead_letters_at_once_make_one_row_of_each(store: Review) -> None:
     batches = [[letter(f"m-{number}") for number in range(200)] for _ in range(4)]
     gate = threading.Barrier(len(batches))
 
@@ -176,7 +176,7 @@ def test_two_reviewers_that_take_the_same_dead_letters_at_once_make_one_row_of_e
 # --- redrives -----------------------------------------------------------------------------------------------------
 
 
-def test_a_redrive_that_is_handled_ends_the_dead_letter(store: Store, engine: Engine) -> None:
+def test_a_redrive_that_is_handled_ends_the_dead_letter(store: Review, engine: Engine) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -191,7 +191,7 @@ def test_a_redrive_that_is_handled_ends_the_dead_letter(store: Store, engine: En
     assert store.items([item_id])[0].state == ItemState.HANDLED
 
 
-def test_a_redrive_that_fails_is_in_review_again_with_the_new_error(store: Store) -> None:
+def test_a_redrive_that_fails_is_in_review_again_with_the_new_error(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -207,7 +207,7 @@ def test_a_redrive_that_fails_is_in_review_again_with_the_new_error(store: Store
     assert redriving(store, row_id) != item_id
 
 
-def test_a_redriven_message_is_known_by_its_redrive_even_under_another_id(store: Store) -> None:
+def test_a_redriven_message_is_known_by_its_redrive_even_under_another_id(store: Review) -> None:
     store.ingest([letter("m-1")])
     row_id = only(store)
     store.ingest([letter("m-1-again", redrive=redriving(store, row_id), minute=5)])
@@ -215,7 +215,7 @@ def test_a_redriven_message_is_known_by_its_redrive_even_under_another_id(store:
     assert (found.state, found.redrive_count, found.message_id) == ("in review", 1, "m-1")
 
 
-def test_the_dead_letter_of_a_redrive_that_is_delivered_twice_counts_once(store: Store) -> None:
+def test_the_dead_letter_of_a_redrive_that_is_delivered_twice_counts_once(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     failed = letter(redrive=redriving(store, row_id), minute=5)
@@ -225,7 +225,7 @@ def test_the_dead_letter_of_a_redrive_that_is_delivered_twice_counts_once(store:
     assert (found.redrive_count, found.duplicates, len(found.history), found.flags) == (1, 1, 4, [])
 
 
-def test_handled_wins_over_a_failure_that_arrives_later(store: Store) -> None:
+def test_handled_wins_over_a_failure_that_arrives_later(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -236,7 +236,7 @@ def test_handled_wins_over_a_failure_that_arrives_later(store: Store) -> None:
     assert found.flags == ["It failed once more after it had been handled."]
 
 
-def test_handled_wins_over_a_failure_of_the_same_redrive_that_arrived_before(store: Store) -> None:
+def test_handled_wins_over_a_failure_of_the_same_redrive_that_arrived_before(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -246,7 +246,7 @@ def test_handled_wins_over_a_failure_of_the_same_redrive_that_arrived_before(sto
     assert (found.state, found.flags) == ("handled", ["It was handled by a redrive whose failure had arrived before."])
 
 
-def test_a_failure_of_an_older_redrive_changes_no_state(store: Store) -> None:
+def test_a_failure_of_an_older_redrive_changes_no_state(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     older = redriving(store, row_id)
@@ -258,7 +258,7 @@ def test_a_failure_of_an_older_redrive_changes_no_state(store: Store) -> None:
     assert found.flags == ["It failed once more, out of turn, while a redrive was under way."]
 
 
-def test_success_of_an_older_redrive_ends_the_newer_one(store: Store) -> None:
+def test_success_of_an_older_redrive_ends_the_newer_one(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     older = redriving(store, row_id)
@@ -270,7 +270,7 @@ def test_success_of_an_older_redrive_ends_the_newer_one(store: Store) -> None:
     assert store.claim(10, 30) == []
 
 
-def test_success_after_a_discard_is_flagged_and_the_discard_stands(store: Store) -> None:
+def test_success_after_a_discard_is_flagged_and_the_discard_stands(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -281,7 +281,7 @@ def test_success_after_a_discard_is_flagged_and_the_discard_stands(store: Store)
     assert (found.state, found.flags) == ("discarded", ["It was handled after it had been discarded."])
 
 
-def test_an_outcome_counts_only_for_the_redrive_and_the_consumer_that_it_names(store: Store) -> None:
+def test_an_outcome_counts_only_for_the_redrive_and_the_consumer_that_it_names(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -291,7 +291,7 @@ def test_an_outcome_counts_only_for_the_redrive_and_the_consumer_that_it_names(s
     assert store.get(row_id).state == "redriving"
 
 
-def test_a_redrive_id_on_another_message_is_not_believed(store: Store) -> None:
+def test_a_redrive_id_on_another_message_is_not_believed(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = redriving(store, row_id)
@@ -300,7 +300,7 @@ def test_a_redrive_id_on_another_message_is_not_believed(store: Store) -> None:
     assert len(store.page()) == 3
 
 
-def test_two_people_who_retry_at_once_send_it_once(store: Store) -> None:
+def test_two_people_who_retry_at_once_send_it_once(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     gate = threading.Barrier(4)
@@ -314,7 +314,7 @@ def test_two_people_who_retry_at_once_send_it_once(store: Store) -> None:
     assert len(store.claim(10, 30)) == 1
 
 
-def test_a_retry_of_what_is_not_in_review_says_why_not(store: Store) -> None:
+def test_a_retry_of_what_is_not_in_review_says_why_not(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     store.discard(row_id, "not needed", "ada")
@@ -326,7 +326,7 @@ def test_a_retry_of_what_is_not_in_review_says_why_not(store: Store) -> None:
     }
 
 
-def test_a_redrive_sends_on_what_was_published_and_sets_aside_what_would_lose_it(store: Store) -> None:
+def test_a_redrive_sends_on_what_was_published_and_sets_aside_what_would_lose_it(store: Review) -> None:
     original = {"exchange": MESSAGES, "routing_key": "order.placed", "reply_to": "answers"}
     properties = Properties(
         message_id="m-1",
@@ -360,7 +360,7 @@ def test_a_redrive_sends_on_what_was_published_and_sets_aside_what_would_lose_it
     assert (trail.exchange, trail.routing_key) == (MESSAGES, "order.placed")
 
 
-def test_a_message_without_an_id_is_redriven_under_the_id_of_its_row(store: Store) -> None:
+def test_a_message_without_an_id_is_redriven_under_the_id_of_its_row(store: Review) -> None:
     store.ingest([letter(None)])
     row_id = only(store)
     store.request_redrive([row_id], "ada")
@@ -368,7 +368,7 @@ def test_a_message_without_an_id_is_redriven_under_the_id_of_its_row(store: Stor
     assert claim.properties.message_id == store.get(row_id).message_id.encode()
 
 
-def test_a_claim_is_one_reviewers_until_it_runs_out(store: Store, engine: Engine) -> None:
+def test_a_claim_is_one_reviewers_until_it_runs_out(store: Review, engine: Engine) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = store.request_redrive([row_id], "ada").items[row_id]
@@ -394,7 +394,7 @@ def test_looking_for_redrives_reads_no_finished_ones(engine: Engine) -> None:
     assert "ix_redrive_items_unsent" in plan
 
 
-def test_several_reviewers_share_the_claims(store: Store) -> None:
+def test_several_reviewers_share_the_claims(store: Review) -> None:
     store.ingest([letter(f"m-{number}") for number in range(40)])
     store.request_redrive([row.id for row in store.page(limit=100)], "ada")
     gate = threading.Barrier(4)
@@ -408,7 +408,7 @@ def test_several_reviewers_share_the_claims(store: Store) -> None:
     assert len(claimed) == len(set(claimed)) == 40
 
 
-def test_what_cannot_be_sent_is_in_review_again_and_says_why(store: Store) -> None:
+def test_what_cannot_be_sent_is_in_review_again_and_says_why(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     item_id = store.request_redrive([row_id], "ada").items[row_id]
@@ -420,7 +420,7 @@ def test_what_cannot_be_sent_is_in_review_again_and_says_why(store: Store) -> No
     assert [done.action for done in found.actions] == ["redrive", "not sent"]
 
 
-def test_an_unrouted_dead_letter_goes_to_the_one_consumer_that_takes_its_type_now(store: Store) -> None:
+def test_an_unrouted_dead_letter_goes_to_the_one_consumer_that_takes_its_type_now(store: Review) -> None:
     store.ingest([read(worker_properties(), exchange=MESSAGES, queue=UNROUTED)])
     row_id = only(store)
     assert "no consumer in ACKLINE_APP takes" in store.request_redrive([row_id], "ada", {}).refused[row_id]
@@ -435,7 +435,7 @@ def test_an_unrouted_dead_letter_goes_to_the_one_consumer_that_takes_its_type_no
     assert (store.get(row_id).state, store.get(row_id).consumer) == ("handled", "billing")
 
 
-def test_an_unrouted_dead_letter_whose_consumer_has_the_message_already_is_refused(store: Store) -> None:
+def test_an_unrouted_dead_letter_whose_consumer_has_the_message_already_is_refused(store: Review) -> None:
     store.ingest([letter(), read(worker_properties(), exchange=MESSAGES, queue=UNROUTED)])
     unrouted = store.page(consumer="")[0].id
     refused = store.request_redrive([unrouted], "ada", {"order.placed": ["billing"]}).refused[unrouted]
@@ -445,7 +445,7 @@ def test_an_unrouted_dead_letter_whose_consumer_has_the_message_already_is_refus
 # --- people -------------------------------------------------------------------------------------------------------
 
 
-def test_a_discard_keeps_who_and_why(store: Store) -> None:
+def test_a_discard_keeps_who_and_why(store: Review) -> None:
     store.ingest([letter()])
     row_id = only(store)
     store.discard(row_id, " customer gave up ", "ada")
@@ -458,7 +458,7 @@ def test_a_discard_keeps_who_and_why(store: Store) -> None:
         store.discard(row_id, "again", "bob")
 
 
-def test_a_discard_needs_a_reason(store: Store) -> None:
+def test_a_discard_needs_a_reason(store: Review) -> None:
     store.ingest([letter()])
     with pytest.raises(Refused, match="for a reason"):
         store.discard(only(store), " \n", "ada")
@@ -467,13 +467,13 @@ def test_a_discard_needs_a_reason(store: Store) -> None:
     assert store.page()[0].state == "in review"
 
 
-def test_pages_follow_each_other_without_a_gap(store: Store) -> None:
+def test_pages_follow_each_other_without_a_gap(store: Review) -> None:
     store.ingest([letter(f"m-{number}", consumer=("billing", "shipping")[number % 2]) for number in range(25)])
     seen: list[int] = []
-    before = None
-    while page := store.page(before=before, limit=10):
+    after = None
+    while page := store.page(after, limit=10):
         seen += [row.id for row in page]
-        before = page[-1].id
+        after = page[-1].id
     assert seen == sorted(seen, reverse=True)
     assert len(seen) == 25
     assert len(store.page(consumer="billing")) == 13
@@ -481,7 +481,7 @@ def test_pages_follow_each_other_without_a_gap(store: Store) -> None:
     assert store.counts(consumer="shipping") == {"in review": 12, "redriving": 0, "handled": 0, "discarded": 0}
 
 
-def test_a_dead_letter_is_found_by_its_id_and_by_its_message_id(store: Store) -> None:
+def test_a_dead_letter_is_found_by_its_id_and_by_its_message_id(store: Review) -> None:
     store.ingest([letter("m-1"), letter("7")])
     assert store.find("1").message_id == "m-1"
     assert store.find("m-1").id == 1
@@ -507,14 +507,14 @@ def test_a_dead_letter_is_found_by_its_id_and_by_its_message_id(store: Store) ->
     ids=str,
 )
 def test_a_state_that_cannot_be_is_refused_by_the_database(
-    store: Store, engine: Engine, wrong: dict[str, object]
+    store: Review, engine: Engine, wrong: dict[str, object]
 ) -> None:
     store.ingest([letter()])
     with pytest.raises(IntegrityError), engine.begin() as connection:
         connection.execute(update(dead_letters).values(**wrong))
 
 
-def test_a_second_open_item_for_a_dead_letter_is_refused_by_the_database(store: Store, engine: Engine) -> None:
+def test_a_second_open_item_for_a_dead_letter_is_refused_by_the_database(store: Review, engine: Engine) -> None:
     store.ingest([letter()])
     store.request_redrive([only(store)], "ada")
     with engine.begin() as connection:
@@ -536,7 +536,7 @@ FORBIDDEN = {
 
 
 @pytest.mark.parametrize("statement", FORBIDDEN.values(), ids=FORBIDDEN)
-def test_the_database_itself_refuses(engine: Engine, store: Store, statement: str) -> None:
+def test_the_database_itself_refuses(engine: Engine, store: Review, statement: str) -> None:
     store.ingest([letter(), letter("m-2")])
     store.discard(store.find("m-1").id, "a test", "ada")
     with pytest.raises(IntegrityError), engine.begin() as connection:

@@ -1,0 +1,41 @@
+"""A store with an operator at it, for tests of what becomes of dead letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Engine
+
+from ackline.dlq.letters import Letters
+from ackline.dlq.rights import Actor, Role
+from ackline.dlq.selection import Selection
+from ackline.dlq.store import Store
+from ackline.dlq.view import Detail, Summary
+
+ADA = Actor("ada", Role.ADMIN)
+
+
+class Review(Store):
+    """The reviewer's store, and what ada sees of it and does there."""
+
+    def __init__(self, engine: Engine) -> None:
+        super().__init__(engine)
+        self.letters = Letters(engine)
+
+    def page(self, after: int | None = None, limit: int = 50, **filters: Any) -> list[Summary]:
+        return self.letters.page(ADA, Selection.parse(**filters), after, limit).items
+
+    def counts(self, **filters: Any) -> dict[str, int]:
+        return self.letters.counts(ADA, Selection.parse(**filters))
+
+    def get(self, dead_letter_id: int) -> Detail:
+        return self.letters.get(ADA, dead_letter_id)
+
+    def payload(self, dead_letter_id: int) -> bytes:
+        return self.letters.payload(ADA, dead_letter_id)
+
+    def find(self, reference: str) -> Summary:
+        return self.letters.find(ADA, reference)
+
+    def discard(self, dead_letter_id: int, reason: str, actor: str = ADA.name) -> None:
+        self.letters.discard(Actor(actor, Role.ADMIN), dead_letter_id, reason)
