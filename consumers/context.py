@@ -12,10 +12,9 @@ from pydantic import BaseModel
 
 from ackline.consumers.stopping import NEVER, Stopping
 from ackline.infra.errors import ConfigurationError
-from ackline.infra.names import MESSAGES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.table import text
-from ackline.infra.wire import uuid7
+from ackline.infra.wire import entrance, uuid7
 from ackline.producer.message import contract_of, encode, key_headers
 
 log = logging.getLogger("ackline.handler")
@@ -153,7 +152,7 @@ class Context:
 
     def enlisted(self) -> list[tuple[str, str, Properties, bytes]]:
         """What `publish` collected, as (exchange, routing key, properties, body)."""
-        return [(MESSAGES, type_, properties, body) for type_, properties, body in self._enlisted or ()]
+        return [(entrance(properties), type_, properties, body) for type_, properties, body in self._enlisted or ()]
 
     def forget_enlisted(self) -> None:
         """Drop what `publish` collected: the handler is run again."""

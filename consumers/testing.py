@@ -51,7 +51,7 @@ from ackline.infra.names import MESSAGES, OUTCOMES
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.settings import process_name, settings
 from ackline.infra.topology import declare
-from ackline.infra.wire import TRACK, Trail, uuid7
+from ackline.infra.wire import TRACK, Trail, entrance, uuid7
 from ackline.infra.wire import message_id as id_of
 from ackline.producer.message import contract_of, contracts, encode, key_headers
 from ackline.producer.publisher import Publisher
@@ -404,7 +404,7 @@ class RunningWorker:
             raise ConfigurationError("A message without an id cannot be waited for: leave message_id away.")
         self._types |= {(id_, taker): type_ for taker in takers}
         self._awaited.update((id_, taker) for taker in takers)
-        self._publisher.send(MESSAGES, type_, properties, body).result()
+        self._publisher.send(entrance(properties), type_, properties, body).result()
         return id_
 
     def wait_until_handled(self, timeout: float = 30.0) -> None:

@@ -5,7 +5,13 @@ can tell from each name what the exchange or queue is for.
 """
 
 MESSAGES = "ackline.messages"
-"""Topic exchange: where everything enters. The only place where upstream clients need write permission."""
+"""Topic exchange: where everything enters. Upstream clients need write permission here, and for tracked messages below."""
+
+TRACKED = "ackline.tracked"
+"""Topic exchange: the other way in, for tracked messages. It leads to `ackline.messages`, and a copy to `ACCEPTED`."""
+
+ACCEPTED = "ackline.accepted"
+"""Queue: a copy of each message that came by `ackline.tracked`, for the record of what was accepted."""
 
 UNROUTED = "ackline.unrouted"
 """Fanout exchange and queue: what nobody consumes, and what returns to a consumer that is gone."""

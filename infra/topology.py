@@ -17,7 +17,18 @@ from kombu.exceptions import OperationalError
 
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.link import explain, parameters
-from ackline.infra.names import CONTROL, DEAD, MESSAGES, OUTCOMES, RESERVED_PREFIX, RETRY_TIERS, RETURN, UNROUTED
+from ackline.infra.names import (
+    ACCEPTED,
+    CONTROL,
+    DEAD,
+    MESSAGES,
+    OUTCOMES,
+    RESERVED_PREFIX,
+    RETRY_TIERS,
+    RETURN,
+    TRACKED,
+    UNROUTED,
+)
 from ackline.infra.wire import KEY, SLOT, SLOTS
 
 #: Deliveries of one message before the broker dead-letters it. Without a limit a message that kills its worker does so
@@ -119,6 +130,9 @@ def topology(
     # default limit, and the broker does not take -1.
     unlimited = {"x-delivery-limit": -1} if _major(broker_version) >= 4 else {}
     messages = Exchange(MESSAGES, "topic", arguments={"alternate-exchange": UNROUTED})
+    # An exchange before `ackline.messages`, not one bound to it: where an exchange leads to another one, RabbitMQ never
+    # takes its alternate exchange, and what nobody consumes would be lost. A topic exchange, for topic permissions.
+    tracked = Exchange(TRACKED, "topic")
     unrouted = Exchange(UNROUTED, "fanout")
     # At-least-once dead-lettering of 32 messages that cannot be routed stalls all later ones of that queue, so every
     # dead-letter target leads somewhere: `ackline.return` through its alternate exchange, the fanouts by themselves.
@@ -135,6 +149,8 @@ def topology(
         ],
         _queue(DEAD, unlimited, [binding(dead)]),
         _queue(OUTCOMES, unlimited, [binding(outcomes, routing_key="#")]),
+        # Without a dead-letter exchange: a copy that expires is nobody's delivery.
+        _queue(ACCEPTED, unlimited, [binding(tracked, routing_key="#")]),
         *[
             # The dead-letter exchange of a work queue is the final one, never a retry tier: delivery limit, then TTL,
             # then work again would be an automatic cycle.
@@ -148,8 +164,8 @@ def topology(
             if not consumer.shards
         ],
     ]
-    exchanges = [messages, unrouted, returns, dead, outcomes, control, *(tier for tier, _ in tiers)]
-    links: list[Binding] = []
+    exchanges = [messages, tracked, unrouted, returns, dead, outcomes, control, *(tier for tier, _ in tiers)]
+    links = [Binding(TRACKED, MESSAGES, "#", to_exchange=True)]
     for consumer in consumers:
         if consumer.shards:
             exchanges += [
@@ -243,16 +259,24 @@ def declare(url: str, consumers: Iterable[ConsumerQueue] = ()) -> Topology:
                 broker_version=str(connection.connection.server_properties["version"]),
                 unhashed=[consumer.name for consumer in ordered if not _is_hashed(connection, consumer)],
             )
-            for entity in (*wanted.exchanges, *wanted.queues):
-                _declare(connection, entity)
-            # Last: what comes in by them must find the shards.
-            for link in wanted.links:
-                Exchange(link.destination).bind(connection.default_channel).bind_to(link.exchange, link.routing_key)
+            for exchange in wanted.exchanges:
+                _declare(connection, exchange)
+            # Before the queues: what has a copy on record must have gone on.
+            _link(connection, (link for link in wanted.links if link.exchange == TRACKED))
+            for queue in wanted.queues:
+                _declare(connection, queue)
+            # After them: what comes in by these must find the shards.
+            _link(connection, (link for link in wanted.links if link.exchange != TRACKED))
             return wanted
     except (AccessRefused, NotAllowed) as error:
         raise explain(error, url) from None
     except (OperationalError, *connection_errors()) as error:
         raise explain(error.__cause__ or error, url) from None
+
+
+def _link(connection: Connection, links: Iterable[Binding]) -> None:
+    for link in links:
+        Exchange(link.destination).bind(connection.default_channel).bind_to(link.exchange, link.routing_key)
 
 
 def connection_errors() -> tuple[type[Exception], ...]:

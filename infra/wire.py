@@ -43,7 +43,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from ackline.infra.names import RETURN
+from ackline.infra.names import MESSAGES, RETURN, TRACKED
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.table import Table, text
 
@@ -177,6 +177,11 @@ def message_type(properties: Properties, routing_key: str) -> str:
 def message_id(properties: Properties) -> str | None:
     """The id of a message for people and databases; None when it has none."""
     return text(properties.message_id) if properties.message_id else None
+
+
+def entrance(properties: Properties) -> str:
+    """The exchange that a message is first published to: of a tracked one the acceptance is on record."""
+    return TRACKED if properties.headers.flag(TRACK) else MESSAGES
 
 
 def trail(

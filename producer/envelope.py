@@ -24,7 +24,7 @@ class InvalidDueTime(AcklineError):
 
 
 class Entry(NamedTuple):
-    """A message ready to be published to `ackline.messages` under its type.
+    """A message ready to be published under its type, to the exchange that `ackline.infra.wire.entrance` names.
 
     properties: as they go over the wire, `message_id` and `type` among them. due_at: aware; None: at once.
     """

@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from ackline.infra.errors import AcklineError
 from ackline.infra.frames import publish_method
-from ackline.infra.names import MESSAGES
+from ackline.infra.names import MESSAGES, TRACKED
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings, process_name, settings
 from ackline.infra.wire import TRACK, cut, uuid7
@@ -231,7 +231,9 @@ class Publisher:
     ) -> Sending:
         stamp = self._stamps.of(instance)
         receipt = Receipt(message_id or uuid7(), stamp.type)
+        exchange, method = MESSAGES, stamp.method
         if stamp.track if track is None else track:
+            exchange, method = TRACKED, stamp.tracked_method
             headers = {**(headers or {}), TRACK: True}
         if stamp.key is not None:
             headers = {**(headers or {}), **stamp.key_headers(instance)}
@@ -243,7 +245,7 @@ class Publisher:
         except (ValueError, TypeError, struct.error) as error:
             raise MessageTooLarge(f"The message cannot be sent: {error}.", receipt.message_id) from None
         body = encode(instance)
-        return Sending(MESSAGES, stamp.type, stamp.method, properties, body, deadline, future, receipt)
+        return Sending(exchange, stamp.type, method, properties, body, deadline, future, receipt)
 
     def _no_room(self, pipeline: Pipeline, sending: Sending, timeout: float) -> PublishTimeout:
         return PublishTimeout(

@@ -28,13 +28,12 @@ from sqlalchemy import Connection, Engine, Select, and_, delete, func, or_, sele
 
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
-from ackline.infra.names import MESSAGES
 from ackline.infra.outage import Outage
 from ackline.infra.properties import Properties
 from ackline.infra.ready import ready
 from ackline.infra.table import text
 from ackline.infra.tables import IS_IN_OUTBOX, OutboxState, outbox
-from ackline.infra.wire import cut, now
+from ackline.infra.wire import cut, entrance, now
 from ackline.producer.companion import Companion, Work
 from ackline.producer.errors import InvalidMessage, MessageTooLarge, NotPermitted, PublishError, PublishTimeout
 from ackline.producer.lease import RELAY, Lease
@@ -209,7 +208,7 @@ class Relay:
         properties = Properties.from_wire(row.properties)
         if not properties.is_whole:
             raise InvalidMessage("The row cannot be published: its properties are not those of an AMQP message.")
-        return self._publisher.send(MESSAGES, row.type, properties, row.payload, timeout=CONFIRM_SECONDS)
+        return self._publisher.send(entrance(properties), row.type, properties, row.payload, timeout=CONFIRM_SECONDS)
 
     def _await(self, sent: dict[int, Future[None]], term: int) -> None:
         """Wait until each of *sent* is answered, which it is by its deadline; at a stop not longer than the grace.

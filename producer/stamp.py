@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ackline.infra.frames import publish_method
-from ackline.infra.names import MESSAGES
+from ackline.infra.names import MESSAGES, TRACKED
 from ackline.infra.properties import PERSISTENT
 from ackline.infra.table import Table
 from ackline.infra.wire import TRACK
@@ -35,8 +35,9 @@ class Stamp:
         self.track = contract.track
         #: The field that has a message's key; None when they have none.
         self.key = contract.key
-        #: The payload of its `basic.publish`.
+        #: The payload of its `basic.publish`: of one that is not tracked, and of one that is.
         self.method = publish_method(MESSAGES, type_)
+        self.tracked_method = publish_method(TRACKED, type_)
         self._content_type = _text("content_type", "application/json")
         self._delivery_mode = bytes((PERSISTENT,))
         self._head = _ALWAYS.to_bytes(2) + self._content_type + self._delivery_mode

@@ -24,7 +24,7 @@ from sqlalchemy import Engine
 
 from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
-from ackline.infra.names import MESSAGES
+from ackline.infra.wire import entrance
 from ackline.producer import lease, outbox
 from ackline.producer.errors import MessageTooLarge, NotPermitted, PublishError
 from ackline.producer.gateway.problems import Refusal, unavailable
@@ -156,7 +156,8 @@ class Acceptance:
         return [_publish_error(outcome) for outcome in outcomes]
 
     def _send(self, entry: Entry) -> Awaitable[None]:
-        return self._publisher.asend(MESSAGES, entry.type, entry.properties, entry.payload, timeout=CONFIRM_SECONDS)
+        exchange = entrance(entry.properties)
+        return self._publisher.asend(exchange, entry.type, entry.properties, entry.payload, timeout=CONFIRM_SECONDS)
 
     def _unconfirmed(self, entry: Entry, error: PublishError) -> None:
         """The outbox takes it from here. Raises `Refusal` for what the broker will never take."""

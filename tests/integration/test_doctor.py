@@ -126,6 +126,7 @@ def test_when_all_is_well_every_check_says_so_and_the_command_ends_with_0(
         "database",
         "mail server",
         "gateway",
+        "desk",
     ]
     assert report.faults() == []
     assert report.exit_code == 0
@@ -135,7 +136,7 @@ def test_when_all_is_well_every_check_says_so_and_the_command_ends_with_0(
 
 @pytest.mark.usefixtures("healthy")
 def test_for_people_it_prints_one_line_for_each_check(ackline_settings: Settings) -> None:
-    done = run(ackline_settings, "doctor", ACKLINE_GATEWAY_PORT="0")
+    done = run(ackline_settings, "doctor", ACKLINE_GATEWAY_PORT="0", ACKLINE_DESK_PORT="0")
     assert done.stderr == ""
     lines = done.stdout.splitlines()
     assert lines[0].split(maxsplit=2) == ["ok", "settings", "They can be read."]
@@ -293,9 +294,9 @@ def test_rights_that_a_user_lacks_are_named_with_the_command_that_gives_them(
     user = f"limited-{vhost.name}"
     mend = f"rabbitmqctl set_permissions -p '{vhost.name}' '{user}' '.*' '.*' '.*'."
     assert said == [
-        f"The user '{user}' may not configure 'ackline.messages' and 23 more; to permit it: {mend}",
+        f"The user '{user}' may not configure 'ackline.messages' and 25 more; to permit it: {mend}",
         f"The user '{user}' may not write 'email'; to permit it: {mend}",
-        f"The user '{user}' may not read 'ackline.messages' and 23 more; to permit it: {mend}",
+        f"The user '{user}' may not read 'ackline.messages' and 25 more; to permit it: {mend}",
     ]
 
 
@@ -430,15 +431,17 @@ def test_a_mail_server_that_takes_no_sign_in_is_named_when_the_address_has_one(
     assert "takes no user and password" in says
 
 
-def test_a_gateway_port_is_free_or_a_gateways_or_somebody_elses(
-    examine: Examine, ackline_settings: Settings, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["gateway", "desk"])
+def test_a_port_is_free_or_its_roles_own_or_somebody_elses(
+    name: str, examine: Examine, ackline_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port = free_port()
-    assert examine(GATEWAY_PORT=str(port)).only("gateway")[0] == "ok"
-    with role(ackline_settings, "gateway", "--port", str(port)):
-        assert examine(GATEWAY_PORT=str(port)).only("gateway") == ("ok", f"A gateway answers at 127.0.0.1:{port}.")
+    setting = f"{name.upper()}_PORT"
+    assert examine(**{setting: str(port)}).only(name)[0] == "ok"
+    with role(ackline_settings, name, "--port", str(port)):
+        assert examine(**{setting: str(port)}).only(name) == ("ok", f"A {name} answers at 127.0.0.1:{port}.")
     answer_soon(monkeypatch)
     with socket.create_server(("127.0.0.1", port)):
-        state, says = examine(GATEWAY_PORT=str(port)).only("gateway")
+        state, says = examine(**{setting: str(port)}).only(name)
     assert state == "fault"
-    assert says == f"A gateway cannot listen on 127.0.0.1:{port} (Address already in use): choose ACKLINE_GATEWAY_PORT."
+    assert says == f"A {name} cannot listen on 127.0.0.1:{port} (Address already in use): choose ACKLINE_{setting}."

@@ -13,10 +13,12 @@ import httpx
 import pytest
 
 from ackline.infra.broker import launch
+from ackline.infra.names import ACCEPTED, MESSAGES, TRACKED, UNROUTED
 from ackline.infra.running_broker import BrokerUnavailable
 from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue, declare
 from tests import broker as test_broker
+from tests.amqp import Client
 from tests.broker import Vhost
 from tests.roles import run
 from tests.waiting import until
@@ -55,13 +57,13 @@ def test_after_apply_there_is_no_difference_and_apply_may_be_repeated(ackline_se
     for _ in range(2):
         done = run(ackline_settings, "topology", "apply")
         assert (done.returncode, done.stderr) == (0, "")
-        assert re.fullmatch(r"The topology is in place: 13 exchanges, 11 queues, 12 bindings\.\n", done.stdout)
+        assert re.fullmatch(r"The topology is in place: 14 exchanges, 12 queues, 14 bindings\.\n", done.stdout)
         assert diff(ackline_settings) == []
 
 
 def test_before_apply_everything_is_named_as_missing(ackline_settings: Settings) -> None:
     lines = diff(ackline_settings)
-    assert len(lines) == 13 + 11
+    assert len(lines) == 14 + 12
     assert "queue 'email' is missing; `ackline topology apply` creates it" in lines
 
 
@@ -157,8 +159,23 @@ def test_an_exchange_without_its_alternate_exchange_is_named(
     assert lines[0].startswith(
         "exchange 'ackline.messages' has alternate-exchange nothing, declared 'ackline.unrouted'; "
     )
-    assert "the binding of queue 'email' to exchange 'ackline.messages'" in lines[1]
-    assert len(lines) == 2
+    assert [line.split(" is missing")[0] for line in lines[1:]] == [
+        "the binding of queue 'email' to exchange 'ackline.messages' under 'email.send'",
+        "the binding of exchange 'ackline.messages' to exchange 'ackline.tracked' under '#'",
+    ]
+
+
+@pytest.mark.parametrize("type_", ["email.send", "nobody.knows"])
+def test_a_tracked_message_goes_where_it_would_go_untracked_and_leaves_a_copy_on_record(
+    applied: Settings, client: Client, type_: str
+) -> None:
+    there = "email" if type_ == "email.send" else UNROUTED
+    for exchange in (MESSAGES, TRACKED):
+        client.publish(exchange, type_, exchange.encode())
+    until(lambda: client.ready(there) == 2, what="both messages to arrive")
+    until(lambda: client.ready(ACCEPTED) == 1, what="the copy")
+    assert (taken := client.take(ACCEPTED)) is not None
+    assert taken.body == TRACKED.encode()
 
 
 def test_an_exchange_of_another_kind_is_named(applied: Settings, api: httpx.Client, vhost: Vhost) -> None:
