@@ -11,7 +11,7 @@ import click
 from sqlalchemy import Engine
 
 from ackline.consumers.consumer import load_consumers
-from ackline.dlq import display
+from ackline.dlq.cli import letter_view as display
 from ackline.dlq.letters import Letters
 from ackline.dlq.redrive import Consumers
 from ackline.dlq.reviewer import Reviewer

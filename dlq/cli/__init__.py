@@ -1,0 +1,1 @@
+"""The command line of the desk, `ackline dlq`: thin layers over the services of `ackline.dlq.desk`."""
