@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import types as python_types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -65,6 +66,10 @@ class Consumer:
     def queue(self) -> ConsumerQueue:
         """What the topology needs to know."""
         return ConsumerQueue(self.name, tuple(sorted(self.types)), self.order.shards if self.order is not None else 0)
+
+    def takes(self, type_: str) -> bool:
+        """Whether its queue gets messages of that type."""
+        return type_ in self.types or (self.takes_bytes and any(matches(key, type_) for key in self.types))
 
 
 _consumers: dict[str, Consumer] = {}
@@ -198,6 +203,13 @@ def _binding_keys(name: str, keys: Sequence[str]) -> dict[str, type[BaseModel] |
             f"The handler of {name!r} takes bytes: name the message types, types=['order.placed', 'invoice.*']."
         )
     return dict.fromkeys(keys)
+
+
+def matches(key: str, type_: str) -> bool:
+    """Whether a topic exchange takes a message of that type to a queue that is bound by *key*."""
+    words = {"*": r"\.[^.]*", "#": r"(\.[^.]*)*"}
+    pattern = "".join(words.get(word, rf"\.{re.escape(word)}") for word in key.split("."))
+    return re.fullmatch(pattern, f".{type_}") is not None
 
 
 def registered() -> dict[str, Consumer]:

@@ -49,9 +49,14 @@ def mask_of_body(body: bytes) -> Mask:
     When it has more than `MOST_VALUES`, nothing of the text is left.
     """
     try:
-        values = list(islice(_values(json.loads(body)), MOST_VALUES + 1))
+        return mask_of_values(json.loads(body))
     except (ValueError, RecursionError):  # then the contract has not seen a value either
         return str
+
+
+def mask_of_values(document: object) -> Mask:
+    """The same for what *document* holds, in lists and dictionaries as JSON has them."""
+    values = list(islice(_values(document), MOST_VALUES + 1))
     return _mask(values) if len(values) <= MOST_VALUES else _withhold
 
 

@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import re
 import threading
 import time
 import uuid
@@ -396,7 +395,7 @@ class RunningWorker:
         Raises what `Publisher.publish` raises, and `ConfigurationError` when no consumer of this worker takes it.
         """
         type_, properties, body = _as_sent(self._consumers, message, sent, track=True)
-        takers = [found.name for found in self._consumers if any(_matches(key, type_) for key in found.types)]
+        takers = [found.name for found in self._consumers if found.takes(type_)]
         if not takers:
             raise ConfigurationError(f"None of {', '.join(found.name for found in self._consumers)} takes {type_}.")
         id_ = id_of(properties)
@@ -549,12 +548,3 @@ def _fresh_vhost() -> Iterator[str]:
         finally:
             with suppress(httpx.HTTPError):  # the broker may be gone
                 api.delete(f"/api/vhosts/{name}")
-
-
-def _matches(key: str, type_: str) -> bool:
-    """Whether a topic exchange takes a message of that type to a queue that is bound by *key*."""
-    words = {"*": r"\.[^.]*", "#": r"(\.[^.]*)*"}
-    return (
-        re.fullmatch("".join(words.get(word, rf"\.{re.escape(word)}") for word in key.split(".")), f".{type_}")
-        is not None
-    )

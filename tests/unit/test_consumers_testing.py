@@ -30,10 +30,10 @@ from ackline.consumers import (
     registered,
     use,
 )
-from ackline.consumers.consumer import Consumer, _consumers
+from ackline.consumers.consumer import Consumer, _consumers, matches
 from ackline.consumers.inbox import claim, inbox
 from ackline.consumers.middleware import _everywhere
-from ackline.consumers.testing import Outcome, _matches, arun, run
+from ackline.consumers.testing import Outcome, arun, run
 from ackline.infra.errors import ConfigurationError
 from ackline.producer import InvalidMessage, message
 from ackline.producer.message import _contracts
@@ -513,4 +513,4 @@ def test_what_does_not_fit_is_said() -> None:
     ],
 )
 def test_patterns_match_as_in_a_topic_exchange(key: str, takes: list[str], leaves: list[str]) -> None:
-    assert [type_ for type_ in takes + leaves if _matches(key, type_)] == takes
+    assert [type_ for type_ in takes + leaves if matches(key, type_)] == takes

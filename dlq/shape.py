@@ -1,0 +1,220 @@
+"""What of a message may be shown: the shape of its contract, and where in it secrets are.
+
+Hidden is what the contract has as `SecretStr`, `SecretBytes` or `Secret`, and what it marks:
+`Field(json_schema_extra={"x-masked": True})`. It is found through models, dataclasses, typed dictionaries, named
+tuples, lists, mappings and unions, under every name that the contract reads it by.
+
+In a contract that hides anything, what it does not describe is hidden too: a misspelt field, or a text where a model is
+expected, may be the secret. What a union describes in several ways is hidden if one of them hides it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, cached_property
+from itertools import chain
+from types import UnionType
+from typing import Annotated, Any, ForwardRef, Literal, NewType, TypeVar
+
+from pydantic import AliasChoices, AliasPath, BaseModel, JsonValue, RootModel, Secret, SecretBytes, SecretStr
+from pydantic.fields import FieldInfo
+
+from ackline.consumers.masking import MASK
+
+#: What a field's `json_schema_extra` holds when it is hidden.
+MARK = "x-masked"
+
+_SECRET = (Secret, SecretStr, SecretBytes)
+
+
+class _Hidden:
+    """Stands for the annotation of what is hidden."""
+
+
+class _Within(typing.NamedTuple):
+    """What a field reads at *path* below the name that it is under."""
+
+    path: tuple[str, ...]
+    annotation: Any
+
+
+class Shape:
+    """How a place in a message may look, by all the annotations that may describe it."""
+
+    def __init__(self, annotations: Iterable[Any]) -> None:
+        """annotations: types, as pydantic takes them. They are looked into as deep as somebody asks."""
+        #: Whether all of it is hidden.
+        self.is_hidden = False
+        self._is_open = False  # anything may be there, and be shown
+        self._fields: dict[str, list[Any]] = {}
+        self._extras: list[Any] = []  # of a model: what has no field's name
+        self._items: list[Any] = []  # of a named tuple
+        self._within: list[Any] = []  # of a list, or a mapping
+        left = list(annotations)
+        while left:
+            self._take(left.pop(), left)
+
+    def at(self, name: str) -> Shape:
+        """The shape of the member of that name, or of the item that a JSON Pointer calls so."""
+        return self._of(self._fields.get(name, self._extras) + self._items)
+
+    @cached_property
+    def item(self) -> Shape:
+        """The shape of the items of a list."""
+        return self._of(self._items)
+
+    def _of(self, described: list[Any]) -> Shape:
+        annotations = described + self._within
+        if self.is_hidden or not (annotations or self._is_open):
+            return Shape([_Hidden])
+        return Shape(annotations or [Any])
+
+    def annotations(self) -> Iterator[Any]:
+        """Those of what may be within."""
+        return chain(*self._fields.values(), self._extras, self._items, self._within)
+
+    def shown(self, document: Any) -> Any:
+        """*document* with `MASK` in place of what is hidden; null stays."""
+        if document is None:
+            return None
+        if self.is_hidden:
+            return MASK
+        if isinstance(document, dict):
+            return {name: self.at(name).shown(inner) for name, inner in document.items()}
+        if isinstance(document, list):
+            return [self.item.shown(inner) for inner in document]
+        return document if self._is_open else MASK
+
+    def secrets(self, document: Any) -> Iterator[Any]:
+        """What `shown` masks."""
+        if document is None:
+            return
+        if self.is_hidden or not (self._is_open or isinstance(document, (dict, list))):
+            yield document
+        elif isinstance(document, dict):
+            for name, inner in document.items():
+                yield from self.at(name).secrets(inner)
+        elif isinstance(document, list):
+            for inner in document:
+                yield from self.item.secrets(inner)
+
+    def _take(self, annotation: Any, left: list[Any]) -> None:
+        """Note what *annotation* says; into *left* go those that say it in its place."""
+        origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+        if annotation in (None, type(None), ...):
+            return
+        if annotation is _Hidden or isinstance(annotation, (str, ForwardRef)):  # of an unknown type: it may be one
+            self.is_hidden = True
+        elif isinstance(annotation, _Within):
+            self._take_field(annotation.path, annotation.annotation)
+        elif annotation in (Any, JsonValue) or origin is Literal:
+            self._is_open = True
+        elif origin is Annotated:
+            self.is_hidden |= any(isinstance(found, FieldInfo) and _is_marked(found) for found in arguments[1:])
+            left.append(arguments[0])
+        elif (alias := origin or annotation) and hasattr(alias, "__value__"):  # `type X = ...`
+            left += [alias.__value__, *arguments]
+        elif isinstance(annotation, NewType):
+            left.append(annotation.__supertype__)
+        elif isinstance(annotation, TypeVar):
+            left += annotation.__constraints__ or [annotation.__bound__ or Any]
+        elif isinstance(origin or annotation, type) and origin is not UnionType:
+            self._take_class(origin or annotation, arguments, left)
+        else:  # unions, and forms such as `Required`
+            left += arguments or [Any]
+
+    def _take_class(self, cls: type, arguments: tuple[Any, ...], left: list[Any]) -> None:
+        if issubclass(cls, _SECRET):
+            self.is_hidden = True
+        elif issubclass(cls, RootModel):
+            left.append(_annotation(cls.model_fields["root"]))
+        elif issubclass(cls, Mapping) and arguments:
+            self.is_hidden |= Shape(arguments[:1]).is_hidden
+            self._within += arguments[1:]
+        elif _has_fields(cls):
+            self._within += arguments
+            self._take_fields(cls)
+        else:
+            self._within += arguments
+            self._is_open |= not arguments
+
+    def _take_fields(self, cls: type) -> None:
+        described: Mapping[str, FieldInfo] | None = getattr(cls, "__pydantic_fields__", None)
+        if described is not None:
+            for name, field in described.items():
+                for path in _paths(name, field):
+                    self._take_field(path, _annotation(field))
+            if issubclass(cls, BaseModel) and cls.model_config.get("extra") == "allow":
+                self._extras.append(_extra(cls))
+            return
+        try:
+            hints = typing.get_type_hints(cls, include_extras=True)
+        except NameError:  # defined in a function, where pydantic could look it up: any of it may be hidden
+            self.is_hidden = True
+            return
+        for name, hint in hints.items():
+            self._take_field((name,), hint)
+        if issubclass(cls, tuple):
+            self._items += hints.values()
+
+    def _take_field(self, path: tuple[str, ...], annotation: Any) -> None:
+        name, *rest = path
+        self._fields.setdefault(name, []).append(_Within(tuple(rest), annotation) if rest else annotation)
+
+
+@cache
+def shape_of(model: type[BaseModel]) -> Shape | None:
+    """The shape of messages of *model*; None when nothing of them is hidden."""
+    # Each annotation is held by the one before it, so that no id is used again.
+    seen: dict[int, Any] = {}
+    left: list[Any] = [model]
+    while left:
+        annotation = left.pop()
+        if id(annotation) in seen:
+            continue
+        seen[id(annotation)] = annotation
+        shape = Shape([annotation])
+        if shape.is_hidden:
+            return Shape([model])
+        left.extend(shape.annotations())
+    return None
+
+
+def _annotation(field: FieldInfo) -> Any:
+    return _Hidden if _is_marked(field) else field.annotation
+
+
+def _is_marked(field: FieldInfo) -> bool:
+    extra = field.json_schema_extra
+    return isinstance(extra, dict) and extra.get(MARK) is True
+
+
+def _paths(name: str, field: FieldInfo) -> Iterator[tuple[str, ...]]:
+    """Where the contract reads a field: under its own name, whether or not an alias replaces that, and its aliases."""
+    alias = field.validation_alias
+    for choice in (name, field.alias, *(alias.choices if isinstance(alias, AliasChoices) else [alias])):
+        if isinstance(choice, AliasPath):
+            yield tuple(map(str, choice.path))
+        elif choice is not None:
+            yield (choice,)
+
+
+def _extra(model: type[BaseModel]) -> Any:
+    """What a model says of values that have no field's name."""
+    for cls in model.__mro__[: model.__mro__.index(BaseModel)]:
+        found = inspect.get_annotations(cls).get("__pydantic_extra__")
+        if found is not None:
+            return found if isinstance(found, str) else typing.get_args(found)[-1]
+    return Any
+
+
+def _has_fields(cls: type) -> bool:
+    return (
+        issubclass(cls, BaseModel)
+        or dataclasses.is_dataclass(cls)
+        or typing.is_typeddict(cls)
+        or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
+    )
