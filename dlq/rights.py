@@ -23,6 +23,11 @@ class Role(StrEnum):
         """Its place among the roles, from 0."""
         return list(Role).index(self)
 
+    @property
+    def a(self) -> str:
+        """With its article: "an admin"."""
+        return f"an {self}" if self[0] in "aeiou" else f"a {self}"
+
 
 class Right(StrEnum):
     """What a role gives or does not give."""
@@ -89,8 +94,4 @@ class Actor:
         """Raise `Forbidden` unless this one has *right*."""
         if not self.may(right):
             least = next(role for role in Role if right in RIGHTS[role])
-            raise Forbidden(f"{self.name} is {_a(self.role)} and may not {right}: that takes {_a(least)}.")
-
-
-def _a(role: Role) -> str:
-    return f"an {role}" if role[0] in "aeiou" else f"a {role}"
+            raise Forbidden(f"{self.name} is {self.role.a} and may not {right}: that takes {least.a}.")

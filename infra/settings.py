@@ -123,6 +123,9 @@ class Settings(BaseSettings):
         default=None, description="whsec_... that callbacks are signed with; else the database's own", repr=False
     )
 
+    desk_host: str = "127.0.0.1"
+    desk_port: int = Field(default=8001, ge=0, le=65535)
+
     status_keep_days: float = Field(
         default=STATUS_KEEP_DAYS, gt=0, description="days after its last change that the status of a message is kept"
     )
@@ -142,6 +145,11 @@ class Settings(BaseSettings):
         description="the broker's own consumer_timeout, which AMQP cannot ask for: a duration such as 30m, or seconds",
     )
 
+    approval_rules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
+        default=(), description="what takes two people: a list of rules, as JSON in a variable (ackline.dlq.rules)"
+    )
+    approval_hours: float = Field(default=24.0, gt=0, description="how long a request waits for the second person")
+
     smtp_url: str | None = Field(
         default=None, description="smtp[s]://[user:password@]host:port that `email.send` sends through", repr=False
     )
@@ -153,6 +161,14 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
+
+    @field_validator("approval_rules", mode="before")
+    @classmethod
+    def _read_rules(cls, value: Any) -> Any:
+        try:
+            return json.loads(value) if isinstance(value, str) else value
+        except ValueError as error:
+            raise ValueError(f"is no JSON: {error}") from None
 
     @field_validator("max_memory", mode="before")
     @classmethod

@@ -20,9 +20,9 @@ _ALPHABET = string.ascii_letters + string.digits
 _KEY = re.compile(rf"{PREFIX}[A-Za-z0-9]{{{LENGTH}}}".encode())
 
 
-def generate() -> str:
-    """A new key."""
-    return PREFIX + "".join(secrets.choice(_ALPHABET) for _ in range(LENGTH))
+def generate(prefix: str = PREFIX) -> str:
+    """A new key. prefix: of what is no key of the gateway, but made in the same way."""
+    return prefix + "".join(secrets.choice(_ALPHABET) for _ in range(LENGTH))
 
 
 def digest(key: bytes) -> bytes:
