@@ -1,7 +1,7 @@
 """The reviewer: takes dead letters and outcomes from the broker into the database, and runs redrives.
 
 Outcomes of redriven messages answer their redrives; those of tracked messages become their status, which is kept for a
-while and then forgotten.
+while and then forgotten, with the record that the broker had accepted them (`ackline.dlq.acceptance`).
 
 Threads: the I/O thread of the `Feed` consumes and acks; the main thread reads, commits, then has them acked; the
 `Sender` publishes redrives on a connection of its own. Nothing is acked before it is committed, so what the reviewer
@@ -22,14 +22,14 @@ from datetime import timedelta
 
 from sqlalchemy import Engine
 
-from ackline.dlq import deadletter, outcome
+from ackline.dlq import acceptance, deadletter, outcome
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.feed import Arrival, Feed
 from ackline.dlq.outcome import NotAnOutcome, Outcome
 from ackline.dlq.sender import Sender
 from ackline.dlq.store import Store
 from ackline.infra.database import DatabaseUnavailable
-from ackline.infra.names import DEAD, OUTCOMES, UNROUTED
+from ackline.infra.names import ACCEPTED, DEAD, OUTCOMES, UNROUTED
 from ackline.infra.outage import Outage
 from ackline.infra.ready import ready
 from ackline.infra.settings import STATUS_KEEP_DAYS
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 #: Deliveries of each queue that are held unacked at most, so that some arrive while others are committed. Outcomes are
 #: small, and as many as the workers handle.
-PREFETCH = {DEAD: 500, UNROUTED: 500, OUTCOMES: 2000}
+PREFETCH = {DEAD: 500, UNROUTED: 500, OUTCOMES: 2000, ACCEPTED: 500}
 #: Deliveries, and bytes of payload, in one transaction at most.
 BATCH, BATCH_BYTES = 1000, 32 * 1024 * 1024
 #: Seconds between looks for statuses to forget, and how many are deleted in one transaction at most.
@@ -108,8 +108,14 @@ class Reviewer:
         """Take one batch in. Whether there was one that could be stored."""
         batch = self._feed.take(BATCH, BATCH_BYTES, LINGER_SECONDS, timeout)
         outcomes = [arrival for arrival in batch if arrival.queue == OUTCOMES]
-        letters = [arrival for arrival in batch if arrival.queue != OUTCOMES]
-        return bool(batch) and self._take_letters(letters) and self._take_outcomes(outcomes)
+        copies = [arrival for arrival in batch if arrival.queue == ACCEPTED]
+        letters = [arrival for arrival in batch if arrival.queue not in (OUTCOMES, ACCEPTED)]
+        return (
+            bool(batch)
+            and self._take_letters(letters)
+            and self._take_outcomes(outcomes)
+            and self._take_accepted(copies)
+        )
 
     def _take_letters(self, arrivals: list[Arrival]) -> bool:
         readable: list[tuple[Arrival, DeadLetter]] = []
@@ -160,6 +166,23 @@ class Reviewer:
             for found in strange:
                 about = f"of {found.message_id} for {found.consumer}, redrive {found.redrive_item_id or 'none'}"
                 self._note_strange(f"it answers no redrive, or the database does not take it: {about}")
+            self._feed.ack(arrivals)
+            break
+        return True
+
+    def _take_accepted(self, arrivals: list[Arrival]) -> bool:
+        at = now()
+        read = [acceptance.read(arrival.properties, arrival.routing_key, at) for arrival in arrivals]
+        found = [one for one in read if one is not None]
+        while arrivals and self._feed.is_current(arrivals[0]):
+            try:
+                self._store.accepted(found)
+            except Exception as error:
+                self._outage.wait(error)
+                if self._stopping.is_set():
+                    return False
+                continue
+            self._outage.over()
             self._feed.ack(arrivals)
             break
         return True

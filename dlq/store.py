@@ -12,7 +12,8 @@ from datetime import datetime
 from sqlalchemy import Connection, Engine, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from ackline.dlq import intake, redrive, tracking
+from ackline.dlq import acceptance, intake, redrive, tracking
+from ackline.dlq.acceptance import Accepted
 from ackline.dlq.deadletter import DeadLetter, clean
 from ackline.dlq.intake import Incoming
 from ackline.dlq.outcome import Outcome
@@ -26,8 +27,10 @@ from ackline.infra.tables import redrive_items
 class Store:
     """Dead letters in the database behind *engine*, whose tables are up to date."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, alerting: bool = False) -> None:
+        """alerting: whether somebody is to be told of failures that are new, or return; see `ackline.dlq.alerts`."""
         self._engine = engine
+        self._alerting = alerting
 
     # --- the reviewer ----------------------------------------------------------------------------------
 
@@ -39,7 +42,7 @@ class Store:
         incoming = [intake.incoming(letter) for letter in dead]
         try:
             with writing(self._engine) as connection:
-                intake.take(connection, incoming)
+                intake.take(connection, incoming, alerting=self._alerting)
             return []
         except (SQLAlchemyError, ValueError):
             # ValueError: what a driver says of a text that it cannot encode.
@@ -51,7 +54,7 @@ class Store:
             for index, found in enumerate(dead):
                 try:
                     with connection.begin_nested():
-                        intake.take(connection, [found])
+                        intake.take(connection, [found], alerting=self._alerting)
                 except (SQLAlchemyError, ValueError) as error:
                     if isinstance(error, DBAPIError) and is_outage(error):
                         raise
@@ -91,8 +94,14 @@ class Store:
         with transitions(connection) as moves:
             return redrive.succeeded(connection, moves, answers)
 
+    def accepted(self, found: Sequence[Accepted]) -> None:
+        """Record which tracked messages the broker took, in one transaction."""
+        with writing(self._engine) as connection:
+            acceptance.record(connection, found)
+
     def forget_deliveries(self, before: datetime, limit: int) -> int:
-        """Delete up to *limit* rows of tracked deliveries that have not changed since *before*. Returns how many."""
+        """Delete up to *limit* rows of tracked deliveries that have not changed since *before*, and as many records of
+        acceptance. Returns the greater number."""
         with reading(self._engine) as connection:  # mostly there are none, and then nobody has to wait for a writer
             if not tracking.has_old(connection, before):
                 return 0

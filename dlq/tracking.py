@@ -23,6 +23,7 @@ from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, li
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
+from ackline.dlq import acceptance
 from ackline.dlq.outcome import Outcome
 from ackline.infra.tables import DeliveryState, deliveries
 
@@ -54,15 +55,22 @@ def fold(connection: Connection, outcomes: Iterable[Outcome]) -> None:
 
 
 def has_old(connection: Connection, before: datetime) -> bool:
-    """Whether a row has not changed since *before*."""
-    return bool(connection.scalar(select(exists().where(deliveries.c.changed_at < before))))
+    """Whether there is something to forget."""
+    old = select(exists().where(deliveries.c.changed_at < before))
+    return bool(connection.scalar(old)) or acceptance.has_old(connection, before)
 
 
 def forget(connection: Connection, before: datetime, limit: int) -> int:
-    """Delete up to *limit* rows that have not changed since *before*. Returns how many."""
+    """Delete up to *limit* rows that have not changed since *before*, and as many records of acceptance. Returns the
+    greater number.
+
+    The record of a message goes first: without all its deliveries the message would look lost.
+    """
     key = (deliveries.c.message_id, deliveries.c.consumer)
     old = select(*key).where(deliveries.c.changed_at < before).limit(limit)
-    return connection.execute(delete(deliveries).where(tuple_(*key).in_(old))).rowcount
+    gone = connection.scalars(delete(deliveries).where(tuple_(*key).in_(old)).returning(key[0])).all()
+    acceptance.forget(connection, gone)
+    return max(len(gone), acceptance.forget_old(connection, before, limit))
 
 
 def _rank(outcome: Outcome) -> tuple[int, str, int, int, datetime]:
