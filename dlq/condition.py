@@ -16,14 +16,15 @@ Where there is nothing at the path, every comparison is false, `!=` included. On
 from __future__ import annotations
 
 import json
-import math
 import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from enum import StrEnum
 from typing import Any
 
+from ackline.dlq import document
 from ackline.dlq.errors import Invalid
 
 #: What every path begins with.
@@ -35,13 +36,14 @@ ABSENT: Any = object()
 
 Path = tuple[str | int, ...]
 """The way to a value: names of members, and indexes of lists from 0."""
-Scalar = str | int | float | bool | None
+Scalar = str | int | Decimal | bool | None
 
 _NAME = re.compile(r"[\w$@-]+")
 _INDEX = re.compile(r"\[(0|[1-9][0-9]{0,8})\]")
 _SPACE = re.compile(r"[ \t]*")
 _OPERATOR = re.compile(r"!=|<=|>=|=|<|>|exists(?![\w$@-])")
-_JSON = json.JSONDecoder(parse_constant=lambda name: _refuse_constant(name))
+#: Numbers as documents have them: 0.1 is to equal 0.10, and nothing else.
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_constant=lambda name: _refuse_constant(name))
 
 
 class Operator(StrEnum):
@@ -92,12 +94,12 @@ class Condition:
         return cls(path, chosen, value)
 
     def __str__(self) -> str:
-        compared = "" if self.operator is Operator.EXISTS else f" {json.dumps(self.value, ensure_ascii=False)}"
+        compared = "" if self.operator is Operator.EXISTS else f" {document.write(self.value).decode()}"
         return f"{spelled(self.path)} {self.operator}{compared}"
 
-    def holds(self, document: Any) -> bool:
-        """Whether it is true of a JSON value."""
-        found = at(document, self.path)
+    def holds(self, whole: Any) -> bool:
+        """Whether it is true of a document, as `parsed` reads it."""
+        found = at(whole, self.path)
         if found is ABSENT:
             return False
         if self.operator is Operator.EXISTS:
@@ -133,18 +135,18 @@ def spelled(path: Path) -> str:
     return "".join(parts)
 
 
-def at(document: Any, path: Path) -> Any:
+def at(value: Any, path: Path) -> Any:
     """What is at *path* in a JSON value; `ABSENT` where there is nothing."""
     for step in path:
         if isinstance(step, int):
-            if not isinstance(document, list) or step >= len(document):
+            if not isinstance(value, list) or step >= len(value):
                 return ABSENT
-            document = document[step]
-        elif isinstance(document, dict) and step in document:
-            document = document[step]
+            value = value[step]
+        elif isinstance(value, dict) and step in value:
+            value = value[step]
         else:
             return ABSENT
-    return document
+    return value
 
 
 def same(one: Any, other: Any) -> bool:
@@ -155,15 +157,15 @@ def same(one: Any, other: Any) -> bool:
 
 
 def parsed(payload: bytes) -> Any:
-    """*payload* as a JSON value; `ABSENT` when it is none. Total."""
+    """*payload* as a JSON document; `ABSENT` when it is none. Total."""
     try:
-        return json.loads(payload)
-    except (ValueError, RecursionError):
+        return document.read(payload)
+    except document.NotJson:
         return ABSENT
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, Decimal)) and not isinstance(value, bool)
 
 
 def _path(written: str, at: int) -> tuple[Path, int]:
@@ -199,7 +201,7 @@ def _step(written: str, at: int) -> tuple[str | int, int]:
 def _scalar(written: str, at: int) -> tuple[Scalar, int]:
     expected = 'a value: a string in quotes such as "A-1", a number, true, false or null'
     value, end = _decoded(written, at, expected)
-    if isinstance(value, (dict, list)) or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, (dict, list)):
         raise _wrong(written, at, expected)
     return value, end
 
@@ -210,7 +212,7 @@ def _decoded(written: str, at: int, expected: str) -> tuple[Any, int]:
         if isinstance(found, str):
             found.encode()  # half a surrogate pair is no text
         return found, end
-    except (ValueError, RecursionError):  # ValueError: also what Python says of a number of 5,000 digits
+    except (ValueError, RecursionError, ArithmeticError):  # also of a number of 5,000 digits, or with such an exponent
         raise _wrong(written, at, expected) from None
 
 

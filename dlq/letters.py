@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, func, select
 from ackline.dlq.deadletter import clean
 from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
 from ackline.dlq.rights import Actor, Right
-from ackline.dlq.selection import Selection, filters, rows
+from ackline.dlq.selection import Selection, counts, rows
 from ackline.dlq.transition import transitions
 from ackline.dlq.view import PREVIEW, Action, Detail, Page, Summary
 from ackline.infra.database import reading, writing
@@ -53,9 +53,8 @@ class Letters:
     def counts(self, who: Actor, selection: Selection) -> dict[str, int]:
         """How many dead letters of *selection* are in each state; every state is there."""
         who.must(Right.VIEW)
-        query = select(dead_letters.c.state, func.count()).where(*filters(selection)).group_by(dead_letters.c.state)
         with reading(self._engine) as connection:
-            found = {row[0]: row[1] for row in connection.execute(query)}
+            found = counts(connection, selection)
         return {state.value: found.get(state.value, 0) for state in DeadLetterState}
 
     def get(self, who: Actor, dead_letter_id: int) -> Detail:

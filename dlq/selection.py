@@ -6,27 +6,40 @@ that the one before ended with, so that no page gets slower than the first.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    column,
+    exists,
+    func,
+    literal_column,
+    null,
+    select,
+    table,
+    union_all,
+)
 
-from ackline.dlq.condition import Condition
-from ackline.dlq.deadletter import clean
+from ackline.dlq import search_values
+from ackline.dlq.condition import Condition, Operator, Path, parsed, spelled
 from ackline.dlq.errors import Fault, Invalid
-from ackline.infra.tables import DeadLetterState, Source, dead_letters
+from ackline.dlq.filters import READERS, WORD
+from ackline.infra.tables import DeadLetterState, Source, dead_letters, edits
+from ackline.infra.tables import search_values as found_at
 
-#: Ids in one selection, conditions on payloads, and words of a text, at most.
-MAX_IDS, MAX_CONDITIONS, MAX_WORDS = 10_000, 10, 20
-#: Characters of a text filter at most.
-MAX_TEXT = 1000
-#: The largest id that a database holds, and the largest number of attempts.
-_MAX_ID, _MAX_ATTEMPTS = 2**63 - 1, 2**31 - 1
-#: What a word is in error messages, to both databases' indexes.
-_WORD = re.compile(r"[^\W_]+")
+#: What one search reads at most where no index serves a condition: dead letters, bytes of payloads, seconds.
+SCAN_ROWS, SCAN_BYTES, SCAN_SECONDS = 20_000, 64 * 1024 * 1024, 1.0
+#: Payloads that are in memory at once; see `search_values.MAX_PAYLOAD`.
+_CHUNK = 100
+
+Hidden = Callable[[str, Path], bool]
+"""Whether the contract of a type masks what is at a path: nobody finds out by searching what he is not shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +47,8 @@ class Selection:
     """Those dead letters of which all of this is true; what is None, or empty, says nothing. No ids at all are `()`.
 
     received_since is included, received_until is not. text: words that begin words of the error message or the reason,
-    all of them. where: conditions on the payload as it is now, edits included.
+    all of them. where: conditions on the payload as it is now, edits included; a payload of more than a megabyte
+    fulfils none.
     """
 
     ids: tuple[int, ...] | None = None
@@ -55,24 +69,21 @@ class Selection:
 
     @classmethod
     def parse(cls, **raw: Any) -> Selection:
-        """A selection of what people, URLs and files say: each field as its own type, or as text.
+        """A selection of what people, URLs and files say: each filter in its own type, or as text.
 
         ids, states and where take one or several; times are ISO 8601, in UTC where they name no zone. None says
-        nothing. Raises `Invalid` with a fault for each field that cannot be used, unknown ones included.
+        nothing. Raises `Invalid` with a fault for each filter that cannot be used, unknown ones included.
         """
         chosen: dict[str, Any] = {}
         faults: list[Fault] = []
         for name, value in raw.items():
-            read = _READERS.get(name)
-            if read is None:
-                faults.append(Fault(name, f"there is no such filter: there are {', '.join(_READERS)}"))
+            if name not in READERS:
+                faults.append(Fault(name, f"there is no such filter; there are {', '.join(READERS)}"))
             elif value is not None:
                 try:
-                    chosen[name] = read(value)
-                except Invalid as error:
+                    chosen[name] = READERS[name](value)
+                except (Invalid, ValueError, TypeError, OverflowError) as error:
                     faults.append(Fault(name, str(error)))
-                except (ValueError, TypeError, OverflowError) as error:
-                    faults.append(Fault(name, str(error).removesuffix(".")))
         if faults:
             raise Invalid("; ".join(f"{fault.path}: {fault.message}" for fault in faults), faults)
         return cls(**chosen)
@@ -88,10 +99,6 @@ class Selection:
         """What `as_json` wrote. Raises `Invalid`."""
         return cls.parse(**document)
 
-    def words(self) -> list[str]:
-        """The words of `text`."""
-        return _WORD.findall(self.text or "")
-
 
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
@@ -101,31 +108,198 @@ def _plain(value: Any) -> Any:
     return str(value) if isinstance(value, Condition) else value
 
 
-# --- finding them -------------------------------------------------------------------------------------------------
-
-
 class Found(NamedTuple):
     """Dead letters of a selection, newest first."""
 
     ids: list[int]
     #: `after` of what follows; None when there is no more. What is found may be less than was asked for, even nothing,
-    #: and still have a `next`: then the bound of one search was reached.
+    #: and still have a `next`: then one search has read as much as it may.
     next: int | None
-    #: Payloads that were read one by one.
+    #: Payloads that were read one by one, since no index serves a condition.
     scanned: int
 
 
-def rows(connection: Connection, selection: Selection, *, after: int | None = None, limit: int) -> Found:
+def rows(
+    connection: Connection,
+    selection: Selection,
+    *,
+    after: int | None = None,
+    limit: int,
+    hidden: Hidden | None = None,
+) -> Found:
     """Up to *limit* dead letters of *selection* with ids below *after*, newest first."""
-    query = select(dead_letters.c.id).where(*filters(selection))
-    if after is not None:
-        query = query.where(dead_letters.c.id < after)
-    ids = list(connection.scalars(query.order_by(dead_letters.c.id.desc()).limit(limit)))
-    return Found(ids, ids[-1] if len(ids) == limit else None, 0)
+    if selection.where:
+        return _searched(connection, selection, after, limit, hidden)
+    ids = [row.id for row in _candidates(connection, selection, _Span(after), limit + 1)]
+    return Found(ids[:limit], ids[limit - 1] if len(ids) > limit else None, 0)
 
 
-def filters(selection: Selection) -> list[ColumnElement[bool]]:
-    """What `dead_letters` must fulfil, as SQL: all but `text` and `where`."""
+def every(connection: Connection, selection: Selection, *, hidden: Hidden | None = None) -> Iterator[int]:
+    """All dead letters of *selection*, newest first, however long that takes."""
+    found = rows(connection, selection, limit=1000, hidden=hidden)
+    yield from found.ids
+    while found.next is not None:
+        found = rows(connection, selection, after=found.next, limit=1000, hidden=hidden)
+        yield from found.ids
+
+
+def counts(connection: Connection, selection: Selection) -> dict[str, int]:
+    """How many dead letters of *selection*, which has no `where`, are in each state that it has any in."""
+    query = select(dead_letters.c.state, func.count()).where(*_criteria(selection), *_has_words(connection, selection))
+    return {row[0]: row[1] for row in connection.execute(query.group_by(dead_letters.c.state))}
+
+
+# --- conditions on payloads -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """Ids below one and from another on; None bounds nothing."""
+
+    below: int | None
+    floor: int | None = None
+
+    def of(self, column: ColumnElement[int]) -> list[ColumnElement[bool]]:
+        found = []
+        if self.below is not None:
+            found.append(column < self.below)
+        if self.floor is not None:
+            found.append(column >= self.floor)
+        return found
+
+
+def _searched(
+    connection: Connection, selection: Selection, after: int | None, limit: int, hidden: Hidden | None
+) -> Found:
+    """By the index from where on it holds all; below that, payload by payload."""
+    since = search_values.indexed(connection)
+    served = [found for found in selection.where if found.operator is Operator.EQUAL and found.path in since]
+    complete_from = max((since[found.path] for found in served), default=None)
+    spans = [([], _Span(after))]
+    if complete_from is not None:
+        spans = [(served, _Span(after, complete_from))]
+        if complete_from > 1:
+            spans.append(([], _Span(complete_from if after is None else min(after, complete_from))))
+    search = _Search(connection, selection, limit, hidden)
+    for by_index, span in spans:
+        if search.goes_on(by_index, span):
+            return Found(search.ids, search.last, search.scanned)
+    return Found(search.ids, None, search.scanned)
+
+
+class _Search:
+    """A search that reads payloads, within its bounds."""
+
+    def __init__(self, connection: Connection, selection: Selection, limit: int, hidden: Hidden | None) -> None:
+        self.ids: list[int] = []
+        self.last: int | None = None
+        self.scanned = 0
+        self._bytes = 0
+        self._deadline = time.monotonic() + SCAN_SECONDS
+        self._connection, self._selection, self._limit, self._hidden = connection, selection, limit, hidden
+
+    def goes_on(self, by_index: Sequence[Condition], span: _Span) -> bool:
+        """Search *span*. Returns whether that ended before its end, at `last`."""
+        rest = [found for found in self._selection.where if found not in by_index]
+        size = _CHUNK if rest else self._limit
+        while True:
+            chunk = _candidates(self._connection, self._selection, span, size, by_index, reads=bool(rest))
+            for row in chunk:
+                self.last = row.id
+                if self._is_right(row, rest):
+                    self.ids.append(row.id)
+                if len(self.ids) == self._limit or self._is_spent():
+                    return True
+            if len(chunk) < size:
+                return False
+            span = _Span(self.last, span.floor)
+
+    def _is_right(self, row: Any, rest: Sequence[Condition]) -> bool:
+        if self._hidden and any(self._hidden(row.type, found.path) for found in self._selection.where):
+            return False
+        if not rest:
+            return True
+        payload = bytes(row.payload or b"")
+        self.scanned += 1
+        self._bytes += len(payload)
+        document = parsed(payload)
+        return all(found.holds(document) for found in rest)
+
+    def _is_spent(self) -> bool:
+        return self.scanned >= SCAN_ROWS or self._bytes >= SCAN_BYTES or time.monotonic() >= self._deadline
+
+
+# --- SQL --------------------------------------------------------------------------------------------------------------
+
+#: SQLite's index of words; its `rowid` is a dead letter's id.
+_WORDS = table("dead_letter_text", column("rowid"))
+#: What PostgreSQL's index of words holds (migration 0006), with its columns named in full.
+_VECTOR: ColumnElement[Any] = literal_column(
+    r"to_tsvector('simple', regexp_replace(dead_letters.error_message || ' ' || dead_letters.reason, "
+    r"'[\x01-/:-@[-`{-\x7f\u0080-\u00bf\u2000-\u206f]+', ' ', 'g'))"
+)
+
+
+def _candidates(
+    connection: Connection,
+    selection: Selection,
+    span: _Span,
+    limit: int,
+    by_index: Sequence[Condition] = (),
+    *,
+    reads: bool = False,
+) -> Sequence[Any]:
+    """(id, type, payload) of the newest *limit* dead letters in *span* that fulfil all but the other conditions.
+
+    The table that the search begins with is the one whose index has them in the order of their ids.
+    """
+    words = _words(connection, selection)
+    what = [dead_letters.c.id, dead_letters.c.type, (search_values.SEARCHED if reads else null()).label("payload")]
+    query = select(*what).where(*_criteria(selection))
+    begins = dead_letters.c.id
+    if by_index:
+        first, *others = by_index
+        begins = found_at.c.dead_letter_id
+        query = query.join_from(found_at, dead_letters, dead_letters.c.id == begins).where(*_is_at(found_at, first))
+        for other in others:
+            also = found_at.alias()
+            query = query.where(exists().where(also.c.dead_letter_id == dead_letters.c.id, *_is_at(also, other)))
+        query = query.where(*_has_words(connection, selection))
+    elif words and connection.dialect.name == "sqlite":
+        begins = _WORDS.c.rowid
+        query = query.join_from(_WORDS, dead_letters, dead_letters.c.id == begins)
+        query = query.where(literal_column("dead_letter_text").op("MATCH")(words))
+    else:
+        query = query.where(*_has_words(connection, selection))
+    if reads:
+        query = query.outerjoin(edits, search_values.LATEST_EDIT)
+    query = query.where(*span.of(begins))
+    return connection.execute(_newest(query, begins, _states(selection, by_index or words), limit)).all()
+
+
+def _newest(query: Select[Any], begins: Any, states: Sequence[DeadLetterState], limit: int) -> Any:
+    """The first *limit* of *query*. In several states they are sought state by state: so indexes keep their order."""
+    if not states:
+        return query.order_by(begins.desc()).limit(limit)
+    each = [
+        select(query.where(dead_letters.c.state == state).order_by(begins.desc()).limit(limit).subquery())
+        for state in states
+    ]
+    every_state = union_all(*each).subquery()
+    return select(every_state).order_by(every_state.c.id.desc()).limit(limit)
+
+
+def _states(selection: Selection, has_order: Any) -> Sequence[DeadLetterState]:
+    """The states to seek one by one; none where another index gives the order, or few rows come of another one."""
+    is_named = selection.ids is not None or selection.message_id is not None or selection.correlation_id is not None
+    if has_order or is_named:
+        return ()
+    is_narrow = selection.consumer is not None or selection.type is not None or selection.fingerprint is not None
+    return selection.states or (tuple(DeadLetterState) if is_narrow else ())
+
+
+def _criteria(selection: Selection) -> list[ColumnElement[bool]]:
+    """What `dead_letters` must fulfil: all but `text` and `where`."""
     columns = dead_letters.c
     named = ("consumer", "type", "fingerprint", "source", "error_type", "message_id", "correlation_id")
     found = [columns[name] == value for name in named if (value := getattr(selection, name)) is not None]
@@ -144,91 +318,23 @@ def filters(selection: Selection) -> list[ColumnElement[bool]]:
     return found
 
 
-# --- reading each field -------------------------------------------------------------------------------------------
+def _is_at(where: Any, condition: Condition) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return where.c.path == spelled(condition.path), where.c.value == search_values.key(condition.value)
 
 
-def _several(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)) else [value]
+def _words(connection: Connection, selection: Selection) -> str:
+    """The words of `text` in the language of the database's index: all of them, each as a beginning."""
+    words = WORD.findall(selection.text or "")
+    if connection.dialect.name == "sqlite":
+        return " AND ".join(f'"{word}"*' for word in words)
+    return " & ".join(f"'{word}':*" for word in words)
 
 
-def _whole(value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise ValueError("must be a whole number")
-    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]{1,19}", value, re.ASCII):
-        raise ValueError("must be a whole number")
-    if not least <= int(value) <= most:
-        raise ValueError(f"must be between {least} and {most}")
-    return int(value)
-
-
-def _ids(value: Any) -> tuple[int, ...]:
-    found = tuple(dict.fromkeys(_whole(part, 1, _MAX_ID) for part in _several(value)))
-    if len(found) > MAX_IDS:
-        raise ValueError(f"at most {MAX_IDS:,} can be named at once; a filter takes any number")
-    return found
-
-
-def _attempts(value: Any) -> int:
-    return _whole(value, 0, _MAX_ATTEMPTS)
-
-
-def _words(value: Any) -> str:
-    written = _text(value)
-    if len(written) > MAX_TEXT or not 0 < len(_WORD.findall(written)) <= MAX_WORDS:
-        raise ValueError(f"must have from one to {MAX_WORDS} words, in at most {MAX_TEXT:,} characters")
-    return written
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise ValueError("must be a text")
-    return clean(value)
-
-
-def _states(value: Any) -> tuple[DeadLetterState, ...]:
-    return tuple(dict.fromkeys(_one_of(DeadLetterState, part) for part in _several(value)))
-
-
-def _source(value: Any) -> Source:
-    return _one_of(Source, value)
-
-
-def _one_of(kind: Any, value: Any) -> Any:
-    try:
-        return kind(value)
-    except ValueError:
-        raise ValueError(f"must be one of {', '.join(kind)}") from None
-
-
-def _time(value: Any) -> datetime:
-    try:
-        found = value if isinstance(value, datetime) else datetime.fromisoformat(value)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError("must be a time as in 2026-01-31T08:00:00Z") from None
-
-
-def _where(value: Any) -> tuple[Condition, ...]:
-    found = tuple(part if isinstance(part, Condition) else Condition.parse(_text(part)) for part in _several(value))
-    if len(found) > MAX_CONDITIONS:
-        raise ValueError(f"at most {MAX_CONDITIONS} conditions can be asked for at once")
-    return found
-
-
-_READERS: Mapping[str, Callable[[Any], Any]] = {
-    "ids": _ids,
-    "states": _states,
-    "consumer": _text,
-    "type": _text,
-    "fingerprint": _text,
-    "source": _source,
-    "error_type": _text,
-    "message_id": _text,
-    "correlation_id": _text,
-    "attempts_min": _attempts,
-    "attempts_max": _attempts,
-    "received_since": _time,
-    "received_until": _time,
-    "text": _words,
-    "where": _where,
-}
+def _has_words(connection: Connection, selection: Selection) -> list[ColumnElement[bool]]:
+    words = _words(connection, selection)
+    if not words:
+        return []
+    if connection.dialect.name == "sqlite":
+        matching = select(_WORDS.c.rowid).where(literal_column("dead_letter_text").op("MATCH")(words))
+        return [dead_letters.c.id.in_(matching)]
+    return [_VECTOR.op("@@")(func.to_tsquery("simple", words))]

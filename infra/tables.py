@@ -295,12 +295,20 @@ dead_letters = Table(
 # Words of error messages and reasons are searched by a full-text index (migration 0006; `ackline.dlq.selection`): the
 # FTS5 table `dead_letter_text` on SQLite, which triggers keep; the index `ix_dead_letters_text` on PostgreSQL.
 
+search_paths = Table(
+    "search_paths",
+    metadata,
+    # What `search_values` holds: the paths, and the first dead letter from which on it has all.
+    Column("path", Text, primary_key=True),  # as `ackline.dlq.condition` spells it
+    Column("since", _Id, nullable=False),
+)
+
 search_values = Table(
     "search_values",
     metadata,
-    # Of the current version of a payload: what is at the paths of ACKLINE_SEARCH_PATHS, so that it is found at once.
+    # Of the current version of a payload: what is at those paths, so that it is found at once.
     Column("path", Text, primary_key=True),
-    Column("value", Text, primary_key=True),  # as JSON, cut
+    Column("value", Text, primary_key=True),  # the same for equal values: `ackline.dlq.search_values`
     Column("dead_letter_id", _Id, ForeignKey("dead_letters.id", ondelete="CASCADE"), primary_key=True, index=True),
 )
 
@@ -427,6 +435,7 @@ redrives = Table(
     Column("started_by", Text),
     Column("finished_at", UtcTime),
     Column("why", Text),  # it is stopped, or waits
+    Column("counts", JSON(none_as_null=True)),  # its items by state, once none of them will change
     CheckConstraint(_one_of("state", RedriveState), name="state"),
     CheckConstraint("(state IN ('done', 'cancelled')) = (finished_at IS NOT NULL)", name="finished"),
     Index("ix_redrives_unfinished", "id", sqlite_where=IS_UNFINISHED, postgresql_where=IS_UNFINISHED),

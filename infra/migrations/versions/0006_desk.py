@@ -82,8 +82,12 @@ _GUARDS = [
         for event in ("UPDATE", "DELETE")
     ),
 ]
-#: What PostgreSQL's full-text index holds: words of letters and digits, as FTS5 cuts them.
-_WORDS = "to_tsvector('simple', regexp_replace(error_message || ' ' || reason, '[^[:alnum:]]+', ' ', 'g'))"
+#: What PostgreSQL's full-text index holds: words of letters and digits, as FTS5 cuts them. What separates them is listed
+#: here, for what a letter is depends on the database's locale: in "C" only those of ASCII are.
+_WORDS = (
+    "to_tsvector('simple', regexp_replace(error_message || ' ' || reason, "
+    r"'[\x01-/:-@[-`{-\x7f\u0080-\u00bf\u2000-\u206f]+', ' ', 'g'))"
+)
 
 
 def upgrade() -> None:
@@ -131,7 +135,7 @@ def _guard_postgresql() -> None:
 def _index_sqlite() -> None:
     op.execute(
         "CREATE VIRTUAL TABLE dead_letter_text USING fts5"
-        "(error_message, reason, content='dead_letters', content_rowid='id')"
+        "(error_message, reason, content='dead_letters', content_rowid='id', tokenize='unicode61 remove_diacritics 0')"
     )
     op.execute("INSERT INTO dead_letter_text(dead_letter_text) VALUES ('rebuild')")
     into = "INSERT INTO dead_letter_text(rowid, error_message, reason) VALUES (NEW.id, NEW.error_message, NEW.reason);"
@@ -313,6 +317,7 @@ def _create_tables() -> None:
         sa.Column("started_by", sa.Text()),
         sa.Column("finished_at", sa.DateTime(timezone=True)),
         sa.Column("why", sa.Text()),
+        sa.Column("counts", sa.JSON()),
         sa.CheckConstraint(
             "(state IN ('done', 'cancelled')) = (finished_at IS NOT NULL)", name=op.f("ck_redrives_finished")
         ),
@@ -448,6 +453,12 @@ def _create_tables() -> None:
         postgresql_where=sa.text("state IN ('waiting', 'issued', 'confirmed')"),
     )
 
+    op.create_table(
+        "search_paths",
+        sa.Column("path", sa.Text(), nullable=False),
+        sa.Column("since", _ID, nullable=False),
+        sa.PrimaryKeyConstraint("path", name=op.f("pk_search_paths")),
+    )
     op.create_table(
         "search_values",
         sa.Column("path", sa.Text(), nullable=False),
