@@ -98,10 +98,15 @@ class Contracts:
         """The consumers whose queues get messages of that type."""
         return sorted(name for name, consumer in self._consumers.items() if consumer.takes(type_))
 
-    def is_ordered(self, consumer: str) -> bool:
-        """Whether the consumer of that name handles the messages of a key one at a time."""
-        found = self._consumers.get(consumer)
-        return found is not None and found.order is not None
+    @property
+    def types(self) -> list[str]:
+        """The types whose contracts are known."""
+        return sorted(contracts())
+
+    @property
+    def ordered(self) -> list[str]:
+        """The consumers that handle the messages of a key one at a time."""
+        return sorted(name for name, consumer in self._consumers.items() if consumer.order is not None)
 
 
 def _key_headers(model: type[BaseModel], payload: bytes) -> dict[str, Any]:

@@ -66,6 +66,11 @@ class Shape:
         """The shape of the items of a list."""
         return self._of(self._items)
 
+    @property
+    def shows_text(self) -> bool:
+        """Whether a text, or a number, that is there is shown."""
+        return self._is_open and not self.is_hidden
+
     def _of(self, described: list[Any]) -> Shape:
         annotations = described + self._within
         if self.is_hidden or not (annotations or self._is_open):
@@ -86,13 +91,13 @@ class Shape:
             return {name: self.at(name).shown(inner) for name, inner in document.items()}
         if isinstance(document, list):
             return [self.item.shown(inner) for inner in document]
-        return document if self._is_open else MASK
+        return document if self.shows_text else MASK
 
     def secrets(self, document: Any) -> Iterator[Any]:
         """What `shown` masks."""
         if document is None:
             return
-        if self.is_hidden or not (self._is_open or isinstance(document, (dict, list))):
+        if self.is_hidden or not (self.shows_text or isinstance(document, (dict, list))):
             yield document
         elif isinstance(document, dict):
             for name, inner in document.items():

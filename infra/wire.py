@@ -254,7 +254,7 @@ def republished(properties: Properties, trail: Trail, extra: Mapping[str, Any] |
     if trail.due:
         ours[DUE] = int(trail.due.timestamp() * 1000)
     return properties.copy(
-        headers=headers.select(_travels).plus(ours | dict(extra or {})),
+        headers=headers.select(travels).plus(ours | dict(extra or {})),
         message_id=properties.message_id or uuid7(),
         type=properties.type or trail.routing_key.encode("utf-8", "surrogateescape")[:255],
         delivery_mode=PERSISTENT,
@@ -269,7 +269,8 @@ def stripped(properties: Properties) -> Properties:
     return properties.copy(headers=properties.headers.select(_travels_or_aside))
 
 
-def _travels(name: bytes) -> bool:
+def travels(name: bytes) -> bool:
+    """Whether a header of that name is sent on as it came, when a message is published again."""
     return _travels_or_aside(name) and name not in _SET_ASIDE_HEADERS
 
 
