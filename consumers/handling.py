@@ -4,7 +4,7 @@ Nothing here touches the broker: the worker acts on the `Settlement`.
 
 **What is reported** of a tracked message, on `ackline.outcomes`, where the reviewer makes a status of it:
 
-| event | when | beside the delivery, the attempt, the time and the worker |
+| event | when | beside the delivery, the message's key, the attempt, the time and the worker |
 | --- | --- | --- |
 | `started` | a handler goes on for longer than most (see `ackline.consumers.runner`) | `error`: of the attempt before |
 | `retried` | it failed, and waits in a retry tier | `error`, `due`: not before then |
@@ -332,6 +332,9 @@ def _report(
     }
     if trail.redrive is not None:
         told["redrive"] = trail.redrive
+    key = delivery.properties.headers.text(wire.KEY)
+    if key is not None:
+        told["key"] = key
     if error:
         told["error"] = error
     if due is not None:

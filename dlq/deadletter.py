@@ -64,6 +64,8 @@ class DeadLetter:
     properties: bytes
     trusted: bool
     payload: bytes
+    #: Of a message that has one: `ackline-key`.
+    ordering_key: str | None
     #: The redrive item that sent it, if it says so and may be believed so far.
     sent_by: str | None
 
@@ -112,6 +114,7 @@ def read(
     last = trail.history[-1] if by_worker and trail.history else None
     traceback = properties.headers.text(wire.TRACEBACK) if by_worker else None
     original_key = name(trail.routing_key) or verdict.routing_key
+    ordering_key = properties.headers.text(wire.KEY)
     return DeadLetter(
         message_id=wire.message_id(properties) or wire.uuid7(),
         consumer=name(trail.consumer or "") if by_worker else verdict.consumer,
@@ -134,6 +137,7 @@ def read(
         properties=properties.wire,
         trusted=verdict.trusted,
         payload=body,
+        ordering_key=None if ordering_key is None else name(ordering_key),
         sent_by=name(trail.redrive) if trail.redrive else None,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, column, func, insert, select, table, update
 
-from ackline.dlq import arrivals, fingerprint
+from ackline.dlq import arrivals, fingerprint, search_values
 from ackline.dlq.arrivals import Arrival
 from ackline.dlq.audit import REVIEWER
 from ackline.dlq.deadletter import DeadLetter
@@ -71,6 +71,7 @@ def take(connection: Connection, dead: Sequence[Incoming], *, alerting: bool = F
     with transitions(connection) as moves:
         new = dict(zip(fresh, _new_ids(connection, len(fresh)), strict=True))
         _insert(connection, moves, fresh, new)
+        search_values.add(connection, ((new[key], found.letter.payload) for key, found in fresh.items()))
         failed = _change(connection, moves, [(row_id or new[found.key], found) for row_id, found in again], at)
         stored = [(new[key], found) for key, found in fresh.items()] + failed
         arrivals.note(

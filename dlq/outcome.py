@@ -41,6 +41,8 @@ class Outcome:
     due_at: datetime | None
     error: str | None
     worker: str
+    #: Of a message that has one (`ackline-key`).
+    ordering_key: str | None = None
     #: How far the handler is, from 0 to 1, and what it says of that.
     progress: float | None = None
     progress_text: str | None = None
@@ -79,6 +81,7 @@ def _outcome(event: Any, now: datetime) -> Outcome | NotAnOutcome:
             due_at=time(_optional(event, "due")),
             error=_said(event, "error"),
             worker=name(_optional(event, "worker") or ""),
+            ordering_key=_key(event),
             progress=_progress(event),
             progress_text=_said(event, "progress_text"),
         )
@@ -95,6 +98,11 @@ def _text(event: dict[str, object], key: str) -> str:
 
 def _optional(event: dict[str, object], key: str) -> str | None:
     return None if event.get(key) is None else _text(event, key)
+
+
+def _key(event: dict[str, object]) -> str | None:
+    key = _optional(event, "key")
+    return None if key is None else name(key)
 
 
 def _attempt(event: dict[str, object]) -> int:

@@ -35,7 +35,7 @@ _HANDLED = 4
 #: What a report that is later replaces.
 _TOLD = (
     *("type", "state", "redrive", "attempts", "changed_at", "due_at", "last_error", "worker"),
-    *("progress", "progress_text"),
+    *("progress", "progress_text", "ordering_key"),
 )
 
 
@@ -95,6 +95,7 @@ def _row(outcome: Outcome, first_at: datetime) -> dict[str, Any]:
         "worker": outcome.worker,
         "progress": outcome.progress,
         "progress_text": outcome.progress_text,
+        "ordering_key": outcome.ordering_key,
     }
 
 

@@ -58,6 +58,7 @@ def told(
         due_at=BEGAN + timedelta(seconds=at + 5) if event == "retried" else None,
         error=f"failed {attempt}" if event in ("retried", "dead") else None,
         worker=worker,
+        ordering_key="A-1",
         progress=progress,
         progress_text=None if progress is None else f"{progress:.0%}",
     )
@@ -154,6 +155,7 @@ def test_the_row_is_the_same_whatever_the_order_the_repeats_and_the_batches(engi
     assert len(set(found)) == 1
     row = dict(zip([column.name for column in deliveries.c if column.name != "message_id"], found[0], strict=True))
     assert (row["state"], row["redrive"], row["attempts"]) == (state, redrive, attempts)
+    assert row["ordering_key"] == "A-1"
     assert row["first_at"] == min(report.at for report in reports)
     # What is told of progress is that of the last report, and of none that came before it.
     last = max((report for report in reports if report.state == state), key=lambda report: report.at)

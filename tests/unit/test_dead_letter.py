@@ -45,6 +45,14 @@ def test_a_workers_dead_letter_tells_everything_the_worker_knew() -> None:
     assert found.trusted
 
 
+def test_a_dead_letter_has_the_key_of_its_message() -> None:
+    assert letter().ordering_key is None
+    keyed = wire.key_headers("A-1")
+    assert letter(**keyed).ordering_key == "A-1"
+    assert dead_by_broker([death("billing", "expired", MESSAGES, "order.placed")], **keyed).ordering_key == "A-1"
+    assert len(read(Properties(headers={wire.KEY: "x" * 100_000})).ordering_key or "") == 253
+
+
 def test_a_workers_dead_letter_without_a_reason_has_the_last_error_as_its_reason() -> None:
     headers = worker_headers()
     del headers[wire.REASON]

@@ -249,6 +249,13 @@ def test_tracking_lasts_through_retries_and_dead_lettering() -> None:
     assert _headers(dead)[wire.TRACK] is True
 
 
+def test_a_report_says_the_key_of_its_message() -> None:
+    keyed = TRACKED | wire.key_headers("A-1")
+    assert _reported(_handled(headers=keyed)) == _event("handled") | {"key": "A-1"}
+    again = _headers(_handled(headers=keyed, raises=ValueError("one")))
+    assert _reported(_returned(headers=again)) == _event("handled", attempt=2) | {"key": "A-1"}
+
+
 def test_that_a_handler_runs_is_reported_of_a_tracked_message() -> None:
     way, since = _way(print), wire.now()
     assert _reported(started(way, _delivery(headers=TRACKED), since)) == _event("started")

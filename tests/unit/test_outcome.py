@@ -25,6 +25,7 @@ EVENT: dict[str, Any] = {
     "due": "2026-03-04T05:06:11+00:00",
     "error": "ValueError: no such customer",
     "worker": "host:1",
+    "key": "A-1",
 }
 
 
@@ -64,6 +65,7 @@ def test_a_report_is_read_whole() -> None:
         due_at=NOW + timedelta(seconds=4),
         error="ValueError: no such customer",
         worker="host:1",
+        ordering_key="A-1",
     )
 
 
@@ -81,7 +83,7 @@ def test_each_event_leads_to_a_state(event: str, state: str) -> None:
     assert read(event=event).state == state
 
 
-@pytest.mark.parametrize("key", ["type", "redrive", "due", "error", "worker"])
+@pytest.mark.parametrize("key", ["type", "redrive", "due", "error", "worker", "key"])
 def test_what_a_report_may_lack(key: str) -> None:
     assert read_body(without(key)) == read(**{key: None})
 
