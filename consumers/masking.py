@@ -148,7 +148,8 @@ def _fields(cls: type) -> Iterable[Any]:
     """The annotations of what an instance of *cls* is made of."""
     if issubclass(cls, BaseModel):
         return [field.annotation for field in cls.model_fields.values()]
-    if dataclasses.is_dataclass(cls) or typing.is_typeddict(cls) or (issubclass(cls, tuple) and cls is not tuple):
+    is_typed_dict = hasattr(cls, "__required_keys__")  # typing's, or that of typing_extensions
+    if dataclasses.is_dataclass(cls) or is_typed_dict or (issubclass(cls, tuple) and cls is not tuple):
         try:
             return typing.get_type_hints(cls).values()
         except NameError:  # defined in a function, where pydantic could look it up: it may hold one

@@ -220,6 +220,6 @@ def _has_fields(cls: type) -> bool:
     return (
         issubclass(cls, BaseModel)
         or dataclasses.is_dataclass(cls)
-        or typing.is_typeddict(cls)
+        or hasattr(cls, "__required_keys__")  # a TypedDict, typing's or typing_extensions'
         or (issubclass(cls, tuple) and hasattr(cls, "_fields"))
     )

@@ -43,6 +43,10 @@ class Root(RootModel[list[SecretStr]]):
     pass
 
 
+class Typed(BaseModel):
+    kept: Kept
+
+
 class Extra(BaseModel, extra="allow"):
     __pydantic_extra__: dict[str, int]
     pin: SecretStr
@@ -86,7 +90,7 @@ def test_a_secret_is_masked_wherever_it_is_in_the_message(written: str) -> None:
     assert mask("401 for s3cret-1, as as3cret-1b") == f"401 for {MASK}, as a{MASK}b"
 
 
-@pytest.mark.parametrize("model", [Everywhere, Card, Root, Extra])
+@pytest.mark.parametrize("model", [Everywhere, Card, Root, Typed, Extra])
 def test_a_contract_with_secrets_is_known_by_its_annotations(model: type[BaseModel]) -> None:
     assert holds_secrets(model)
 
