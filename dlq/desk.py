@@ -7,6 +7,7 @@ from sqlalchemy import Engine
 from ackline.dlq.approvals import Approvals
 from ackline.dlq.audit import Audit
 from ackline.dlq.contracts import Contracts
+from ackline.dlq.edits import Edits
 from ackline.dlq.letters import Letters
 from ackline.dlq.people import People
 from ackline.infra.settings import Settings
@@ -23,3 +24,4 @@ class Desk:
         self.approvals = Approvals(engine, settings)
         self.audit = Audit(engine)
         self.letters = Letters(engine)
+        self.edits = Edits(engine, contracts, self.approvals)
