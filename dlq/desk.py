@@ -8,6 +8,7 @@ from ackline.dlq.approvals import Approvals
 from ackline.dlq.audit import Audit
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.edits import Edits
+from ackline.dlq.groups import Groups
 from ackline.dlq.letters import Letters
 from ackline.dlq.people import People
 from ackline.infra.settings import Settings
@@ -24,4 +25,5 @@ class Desk:
         self.approvals = Approvals(engine, settings)
         self.audit = Audit(engine)
         self.letters = Letters(engine)
+        self.groups = Groups(engine)
         self.edits = Edits(engine, contracts, self.approvals)
