@@ -1,0 +1,157 @@
+"""`ackline ledger`: whether everything that was accepted is somewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+
+import click
+from rich import box
+from rich.table import Table
+
+from ackline.dlq.ledger import Account, Balance, Counted, Ledger
+from ackline.dlq.rights import Actor, Role
+from ackline.infra import database
+from ackline.infra.durations import seconds
+from ackline.infra.errors import ConfigurationError
+from ackline.infra.settings import settings
+from ackline.infra.terminal import console, line, moment, plain
+from ackline.infra.wire import now
+
+#: Exit codes: something does not add up; it cannot be told now whether something is missing.
+WRONG, UNSURE = 1, 3
+#: Missing deliveries that people are shown; `--json` has all.
+_SHOWN = 100
+_ACCOUNT = {
+    "accepted": "accepted",
+    "handled": "handled",
+    "waiting": "waiting",
+    "retrying": "for a retry",
+    "in_review": "in review",
+    "redriving": "redriving",
+    "discarded": "discarded",
+    "missing": "missing",
+}
+_COUNTED = {
+    "in_review": "in review",
+    "redriving": "redriving",
+    "discarded": "discarded",
+    "handled": "handled after review",
+    "ready": "ready",
+    "held": "held by workers",
+    "published": "published",
+    "acked": "acked",
+}
+
+
+class _Moment(click.ParamType[datetime]):
+    name = "time"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            return now() - timedelta(seconds=seconds(value))
+        except ConfigurationError:
+            pass
+        try:
+            found = datetime.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a time, 2026-01-31T22:15 (UTC), nor how long ago, 2h.", param, ctx)
+        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
+
+
+@click.command()
+@click.option("--since", type=_Moment(), help="Accepted since 2026-01-31T22:15 (UTC), or 2h ago.  [default: all]")
+@click.option("--until", type=_Moment(), help="Accepted before; as --since.  [default: now]")
+@click.option("--consumer", help="Only this consumer; '' for messages that no consumer takes.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=30.0,
+    show_default=True,
+    help="Seconds to look again while it cannot be told whether something is missing.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document.")
+def ledger(since: datetime | None, until: datetime | None, consumer: str | None, wait: float, as_json: bool) -> None:
+    """Account for everything that was accepted: tracked messages by id, all others by count.
+
+    Ends with 0 when it adds up, with 1 when it does not, and with 3 when that cannot be told now.
+    """
+    configured = settings()
+    who = Actor(configured.acting, Role.ADMIN)
+    with database.opened(configured.database) as engine:
+        found = Ledger(engine, configured).window(who, since, until, consumer=consumer, wait=wait)
+    if as_json:
+        print(json.dumps(plain(_json(found)), ensure_ascii=False, indent=2))
+    else:
+        _show(found)
+    wrong = bool(found.faults) or (found.missing and not found.unsure)
+    sys.exit(WRONG if wrong else UNSURE if found.missing else 0)
+
+
+def _json(found: Balance) -> dict[str, object]:
+    return asdict(found) | {
+        "adds_up": found.adds_up,
+        "candidates": [delivery._asdict() for delivery in found.candidates],
+    }
+
+
+def _show(found: Balance) -> None:
+    screen = console()
+    if found.accounts:
+        screen.print("Tracked deliveries, by id")
+        screen.print(_table(found.accounts, _ACCOUNT))
+    else:
+        screen.print("No tracked message was accepted in this window.")
+    for account in found.accounts:
+        if account.unclear:
+            screen.print(
+                f"{line(account.consumer)}: {account.unclear:,} more were accepted before it is known to have taken "
+                "their type, and nothing is known of them for it; not counted."
+            )
+    if found.counted:
+        since = f" since {moment(found.counted_since)}" if found.counted_since else ""
+        screen.print(
+            "\nAll deliveries, by count: dead letters that arrived in the window, messages in the queues now, and what "
+            f"RabbitMQ has counted{since}"
+        )
+        screen.print(_table(found.counted, _COUNTED))
+    screen.print(f"In the retry tiers, of all consumers: {found.retrying:,}")
+    for queue, count in found.to_reviewer.items():
+        if count:
+            screen.print(f"On the way to the reviewer, in {queue}: {count:,}")
+    for fault in found.faults:
+        screen.print(line(fault))
+    if not found.missing:
+        screen.print("It does not add up." if found.faults else "It adds up.")
+        return
+    which = (
+        "These are" if found.missing == len(found.candidates) else f"They are among these {len(found.candidates):,}:"
+    )
+    if found.unsure:
+        screen.print(
+            f"Whether it adds up cannot be told: {line(found.unsure)} Until then {found.missing:,} seem to be missing."
+        )
+    else:
+        screen.print(f"It does not add up: {found.missing:,} deliveries are nowhere. {which}")
+    for delivery in found.candidates[:_SHOWN]:
+        screen.print(
+            f"  {line(delivery.message_id)}  {line(delivery.type)} for {line(delivery.consumer) or 'no consumer'}, "
+            f"accepted {moment(delivery.accepted_at)}, last known: {delivery.last}"
+        )
+    if len(found.candidates) > _SHOWN:
+        screen.print(f"  and {len(found.candidates) - _SHOWN:,} more: --json lists them.")
+
+
+def _table(rows: Sequence[Account] | Sequence[Counted], columns: dict[str, str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("consumer", overflow="fold")
+    for title in columns.values():
+        table.add_column(title, justify="right")
+    for row in rows:
+        figures = [getattr(row, column) for column in columns]
+        shown = ["not counted" if figure is None else f"{figure:,}" for figure in figures]
+        table.add_row(line(row.consumer) or "(none)", *shown)
+    return table
