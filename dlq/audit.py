@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Column, Connection, Engine, LargeBinary, Row, Text, cast, func, insert, select
+from sqlalchemy import (
+    Column,
+    Connection,
+    CursorResult,
+    Engine,
+    LargeBinary,
+    Row,
+    Select,
+    Text,
+    cast,
+    func,
+    insert,
+    select,
+)
 
 from ackline.dlq.chain import BEGINNING, DAMAGE, Broken, Head, Item, Recorded, Verdict, chained, compact, line, verified
 from ackline.dlq.deadletter import clean
@@ -24,7 +38,7 @@ REVIEWER = "ackline reviewer"
 #: PostgreSQL advisory lock of whoever adds to the chain; any number that nobody else uses.
 _CHAIN_LOCK = 0x61636B6C636861
 #: Rows that are fetched at a time where all are read.
-_FETCHED = 2_000
+_FETCHED = 500
 #: How SQLite writes a time.
 _SQLITE_TIME = "%Y-%m-%d %H:%M:%S.%f"
 
@@ -57,8 +71,7 @@ def append(connection: Connection, entries: Iterable[Entry]) -> int:
             "actor": clean(actor),
             "action": entry.action,
             "reason": clean(entry.reason),
-            # As whoever reads it back has it: all names are texts, and in order.
-            "details": json.loads(compact({**(entry.details or {}), **more})),
+            "details": _as_read({**(entry.details or {}), **more}),
         }
         met = sorted(entry.items)
         before = chained(before, number, at, **told, items=met)
@@ -72,6 +85,12 @@ def append(connection: Connection, entries: Iterable[Entry]) -> int:
     if items:
         connection.execute(insert(action_items), items)
     return number
+
+
+def _as_read(details: Mapping[str, Any]) -> dict[str, Any]:
+    """*details* as whoever reads them back has them: names are texts first, and in order then."""
+    read: dict[str, Any] = json.loads(compact(json.loads(json.dumps(details, allow_nan=False))))
+    return read
 
 
 def unmasked(connection: Connection, who: Actor, dead_letter_id: int, state: str, reason: str) -> None:
@@ -186,15 +205,16 @@ class Audit:
                 if found is None:
                     raise NotFound(f"There is no action {after}.")
                 previous = bytes(found)
-            for action in _recorded(connection, after, _head(connection)):
-                try:
-                    written = line(action, previous) if action else None
-                except DAMAGE:
-                    written = None
-                if action is None or written is None:
-                    raise Invalid("The chain of actions is damaged: `ackline audit verify` says where.")
-                yield written
-                previous = action.hash
+            with closing(_recorded(connection, after, _head(connection))) as recorded:
+                for action in recorded:
+                    try:
+                        written = line(action, previous) if action else None
+                    except DAMAGE:
+                        written = None
+                    if action is None or written is None:
+                        raise Invalid("The chain of actions is damaged: `ackline audit verify` says where.")
+                    yield written
+                    previous = action.hash
 
     def verify(self, who: Actor, expect: Head | None = None) -> Verdict:
         """Whether all actions are as they were written. expect: an end that `verify` told once, and somebody noted.
@@ -203,8 +223,8 @@ class Audit:
         """
         who.must(Right.READ_AUDIT)
         with reading(self._engine) as connection:
-            head = _head(connection)
-            verdict = verified(_recorded(connection, 0, head), expect=expect)
+            with closing(_recorded(connection, 0, _head(connection))) as recorded:
+                verdict = verified(recorded, expect=expect)
             if verdict.broken is None and (stray := _stray(connection)) is not None:
                 said = f"There are dead letters of an action {stray}, but no such action: it was removed."
                 return Verdict(verdict.count, verdict.head, Broken(stray, "stray", said))
@@ -225,7 +245,7 @@ def _stray(connection: Connection) -> int | None:
     return connection.execute(query).scalar_one_or_none()
 
 
-def _recorded(connection: Connection, after: int, head: int) -> Iterator[Recorded | None]:
+def _recorded(connection: Connection, after: int, head: int) -> Generator[Recorded | None]:
     """The actions behind *after* up to *head*, each with its items, which are to be read before the next one.
 
     None stands for a row that `append` cannot have written, byte for byte.
@@ -239,20 +259,24 @@ def _recorded(connection: Connection, after: int, head: int) -> Iterator[Recorde
         *action_items.c["action_id", "dead_letter_id"],
         *(raw(action_items.c[name]) for name in ("state_before", "state_after")),
     ).order_by(action_items.c.action_id, action_items.c.dead_letter_id)
-    streamed = {"yield_per": _FETCHED}
-    met = connection.execute(items.where(action_items.c.action_id.between(after + 1, head)), execution_options=streamed)
-    groups = itertools.groupby(met, key=lambda row: row.action_id)
-    group = next(groups, None)
+    items = items.where(action_items.c.action_id.between(after + 1, head))
     query = query.where(actions.c.id > after, actions.c.id <= head).order_by(actions.c.id)
-    for row in connection.execute(query, execution_options=streamed):
-        try:
-            while group is not None and group[0] < row.id:  # of no action: see `_stray`
-                group = next(groups, None)
-            mine = group[1] if group is not None and group[0] == row.id else ()
-            action = _action(row, map(_item, mine))
-        except DAMAGE:
-            action = None
-        yield action
+    with _streamed(connection, items) as met, _streamed(connection, query) as rows:
+        groups = itertools.groupby(met, key=lambda row: row.action_id)
+        group = next(groups, None)
+        for row in rows:
+            try:
+                while group is not None and group[0] < row.id:  # of no action: see `_stray`
+                    group = next(groups, None)
+                mine = group[1] if group is not None and group[0] == row.id else ()
+                action = _action(row, map(_item, mine))
+            except DAMAGE:
+                action = None
+            yield action
+
+
+def _streamed(connection: Connection, query: Select[Any]) -> CursorResult[Any]:
+    return connection.execute(query, execution_options={"yield_per": _FETCHED})
 
 
 #: How a column is read as it is, whatever is in it. SQLite's driver would refuse a text that is no UTF-8, and take
