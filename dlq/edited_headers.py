@@ -21,9 +21,8 @@ _KEYS = (wire.KEY.encode(), wire.SLOT.encode())
 
 
 def of_application(headers: Table) -> dict[str, Any]:
-    """Those of *headers* that an edit may set, as JSON knows them."""
-    found: dict[str, Any] = plain(headers.select(_is_application).decoded())
-    return found
+    """Those of *headers* that an edit may set, by name, as JSON knows them."""
+    return dict(sorted(plain(headers.select(_is_application).decoded()).items()))
 
 
 def with_keys(headers: Table, keys: Mapping[str, Any]) -> Table:

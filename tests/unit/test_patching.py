@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from jsonpatch import JsonPointer
 from pydantic import BaseModel, SecretStr
 
 from ackline.dlq import document, patching
@@ -213,7 +214,7 @@ def test_who_may_not_see_a_secret_cannot_have_a_patch_tell_it(operations: list[d
 )
 def test_a_secret_can_be_set_and_moved_to_where_it_stays_one(operation: dict[str, Any], pointer: str, now: Any) -> None:
     patched = prepare([operation]).apply(PAID, shape_of(Paid))
-    assert patching.JsonPointer(pointer).resolve(json.loads(patched)) == now
+    assert JsonPointer(pointer).resolve(json.loads(patched)) == now
 
 
 def test_who_may_see_secrets_may_copy_them() -> None:
