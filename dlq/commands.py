@@ -11,7 +11,9 @@ import click
 from sqlalchemy import Engine
 
 from ackline.consumers.consumer import load_consumers
+from ackline.dlq.approvals import Approvals
 from ackline.dlq.cli import letter_view as display
+from ackline.dlq.contracts import Contracts
 from ackline.dlq.letters import Letters
 from ackline.dlq.redrive import Consumers
 from ackline.dlq.reviewer import Reviewer
@@ -77,7 +79,7 @@ def list_(
 ) -> None:
     """List dead letters, the latest first."""
     configured = settings()
-    who, letters = _acting(configured), Letters(_engine(configured))
+    who, letters = _acting(configured), _letters(configured)
     rows, more, _ = letters.page(
         who, Selection.parse(states=_states(state), consumer=consumer, type=type_), before, limit
     )
@@ -108,7 +110,7 @@ def _states(chosen: str | None) -> tuple[str, ...]:
 def show(reference: str, as_json: bool, payload: bool) -> None:
     """Show all of a dead letter: why it failed, each attempt, its headers and its payload."""
     configured = settings()
-    who, letters = _acting(configured), Letters(_engine(configured))
+    who, letters = _acting(configured), _letters(configured)
     found = letters.find(who, reference)
     if payload:
         sys.stdout.buffer.write(letters.payload(who, found.id))
@@ -134,7 +136,7 @@ def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
     """
     configured = settings()
     who, engine = _acting(configured), _engine(configured)
-    store, letters = Store(engine), Letters(engine)
+    store, letters = Store(engine), Letters(engine, Contracts({}), Approvals(engine, configured))
     rows = [letters.find(who, reference) for reference in references]
     asked = store.request_redrive([row.id for row in rows], configured.acting, _consumers(configured, rows))
     for reason in asked.refused.values():
@@ -157,12 +159,12 @@ def discard(references: tuple[str, ...], reason: str) -> None:
     if not reason.strip():
         raise click.UsageError("A dead letter is discarded for a reason: --reason must not be blank.")
     configured = settings()
-    who, letters = _acting(configured), Letters(_engine(configured))
+    who, letters = _acting(configured), _letters(configured)
     rows = [letters.find(who, reference) for reference in references]
     refused = False
     for row in rows:
         try:
-            letters.discard(who, row.id, reason)
+            letters.discard(who, Selection(ids=(row.id,)), reason)
             print(f"{row.id}: discarded")
         except AcklineError as error:
             refused = True
@@ -173,6 +175,11 @@ def discard(references: tuple[str, ...], reason: str) -> None:
 def _engine(configured: Settings) -> Engine:
     database.upgrade(configured.database)
     return database.connect(configured.database)
+
+
+def _letters(configured: Settings) -> Letters:
+    engine = _engine(configured)
+    return Letters(engine, Contracts({}), Approvals(engine, configured))
 
 
 def _acting(configured: Settings) -> Actor:

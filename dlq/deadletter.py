@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from ackline.dlq.readable import task_name
 from ackline.infra import wire
 from ackline.infra.names import DEAD, RETURN, UNROUTED
 from ackline.infra.properties import Properties
@@ -104,7 +105,7 @@ def read(
     exchange, routing_key: as the broker says them of the delivery; bytes where they are no UTF-8.
     A message without an id gets one here; delivered a second time it becomes a second dead letter, never none.
     """
-    verdict = _judge(properties, clean(exchange), clean(routing_key), queue)
+    verdict = _judge(properties, body, clean(exchange), clean(routing_key), queue)
     trail = wire.trail(properties, verdict.exchange, verdict.routing_key, trusted=verdict.trusted)
     by_worker = verdict.source is Source.WORKER
     history = [_entry(attempt) for attempt in trail.history]
@@ -128,7 +129,7 @@ def read(
         history=history,
         first_failed_at=time(trail.first_failed_at) or _first(trail) or verdict.at or now,
         received_at=now,
-        type=wire.message_type(properties, original_key),
+        type=message_type(properties, body, original_key),
         app_id=_optional(properties.app_id),
         correlation_id=_optional(properties.correlation_id),
         published_at=_from_seconds(properties.timestamp),
@@ -151,14 +152,21 @@ def clean(value: str | bytes) -> str:
     return text(value.encode("utf-8", "backslashreplace"))
 
 
+def message_type(properties: Properties, body: bytes, routing_key: str) -> str:
+    """What kind of message it is: as it says, else the Celery task that it is, else what it was published with."""
+    if properties.type:
+        return wire.message_type(properties, routing_key)
+    return name(task_name(properties, body) or routing_key)
+
+
 def name(value: str) -> str:
     """*value* as a clean text that is no longer than a name in AMQP."""
     return wire.cut(clean(value), MAX_NAME)
 
 
-def _judge(properties: Properties, exchange: str, routing_key: str, queue: str) -> _Verdict:
+def _judge(properties: Properties, body: bytes, exchange: str, routing_key: str, queue: str) -> _Verdict:
     if queue == UNROUTED:
-        return _unrouted(properties, exchange, routing_key)
+        return _unrouted(properties, body, exchange, routing_key)
     if "x-death" not in properties.headers:
         if exchange == DEAD:
             return _Verdict(Source.WORKER, "", "", True, exchange, routing_key)
@@ -169,7 +177,7 @@ def _judge(properties: Properties, exchange: str, routing_key: str, queue: str) 
         reason = "It was dead-lettered, but not by Ackline, and its x-death header says nothing that can be read."
         return _Verdict(Source.BROKER, "", reason, False, exchange, routing_key, "dead-lettered")
     if death.queue == UNROUTED:
-        return _unrouted(properties, death.exchange, death.routing_key or routing_key, death)
+        return _unrouted(properties, body, death.exchange, death.routing_key or routing_key, death)
     error, reason = _reason_of_broker(properties, death)
     trusted = death.exchange == RETURN
     return _Verdict(
@@ -177,14 +185,16 @@ def _judge(properties: Properties, exchange: str, routing_key: str, queue: str) 
     )
 
 
-def _unrouted(properties: Properties, exchange: str, routing_key: str, death: _Death | None = None) -> _Verdict:
+def _unrouted(
+    properties: Properties, body: bytes, exchange: str, routing_key: str, death: _Death | None = None
+) -> _Verdict:
     """In `ackline.unrouted`: a type that nobody takes, or what returned to a consumer that is gone."""
     then = f" It was then dead-lettered from {UNROUTED} ({death.reason})." if death else ""
     at = death.at if death else None
     if exchange == RETURN:  # its routing keys are the names of consumers
         reason = f"The consumer {routing_key!r} is gone: its queue does not exist.{then}"
         return _Verdict(Source.UNROUTED, name(routing_key), reason, True, exchange, routing_key, "consumer gone", at)
-    type_ = wire.message_type(properties, routing_key)
+    type_ = message_type(properties, body, routing_key)
     reason = f"No consumer takes messages of type {type_!r}.{then}"
     return _Verdict(Source.UNROUTED, "", reason, False, exchange, routing_key, "no consumer", at)
 

@@ -24,6 +24,6 @@ class Desk:
         self.people = People(engine)
         self.approvals = Approvals(engine, settings)
         self.audit = Audit(engine)
-        self.letters = Letters(engine)
+        self.letters = Letters(engine, contracts, self.approvals)
         self.groups = Groups(engine)
         self.edits = Edits(engine, contracts, self.approvals)

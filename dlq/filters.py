@@ -68,7 +68,8 @@ def _states(value: Any) -> tuple[DeadLetterState, ...]:
 
 
 def _source(value: Any) -> Source:
-    return _one_of(Source, value)
+    found: Source = _one_of(Source, value)
+    return found
 
 
 def _one_of(kind: Any, value: Any) -> Any:

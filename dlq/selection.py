@@ -175,7 +175,7 @@ def _searched(
     since = search_values.indexed(connection)
     served = [found for found in selection.where if found.operator is Operator.EQUAL and found.path in since]
     complete_from = max((since[found.path] for found in served), default=None)
-    spans = [([], _Span(after))]
+    spans: list[tuple[Sequence[Condition], _Span]] = [([], _Span(after))]
     if complete_from is not None:
         spans = [(served, _Span(after, complete_from))]
         if complete_from > 1:
@@ -256,7 +256,7 @@ def _candidates(
     words = _words(connection, selection)
     what = [dead_letters.c.id, dead_letters.c.type, (search_values.SEARCHED if reads else null()).label("payload")]
     query = select(*what).where(*_criteria(selection))
-    begins = dead_letters.c.id
+    begins: ColumnElement[int] = dead_letters.c.id
     if by_index:
         first, *others = by_index
         begins = found_at.c.dead_letter_id
@@ -277,7 +277,7 @@ def _candidates(
     return connection.execute(_newest(query, begins, _states(selection, by_index or words), limit)).all()
 
 
-def _newest(query: Select[Any], begins: Any, states: Sequence[DeadLetterState], limit: int) -> Any:
+def _newest(query: Select[Any], begins: ColumnElement[int], states: Sequence[DeadLetterState], limit: int) -> Any:
     """The first *limit* of *query*. In several states they are sought state by state: so indexes keep their order."""
     if not states:
         return query.order_by(begins.desc()).limit(limit)

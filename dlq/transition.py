@@ -44,6 +44,8 @@ class Transitions:
         self._connection = connection
         self._counts: Counter[tuple[str, str]] = Counter()
         self._actions: list[audit.Entry] = []
+        #: The number of the last action that was recorded, once it is written; 0 before.
+        self.last_action = 0
 
     def move(self, ids: Collection[int], before: DeadLetterState, after: DeadLetterState, **columns: Any) -> list[int]:
         """Bring those of *ids* that are in *before* to *after*, and set *columns*. Returns which they were.
@@ -99,7 +101,7 @@ class Transitions:
         if rows:
             self._connection.execute(_UPSERTS[self._connection.dialect.name], rows)
         if self._actions:
-            audit.append(self._connection, self._actions)
+            self.last_action = audit.append(self._connection, self._actions)
 
 
 def _upsert(insert: Any) -> Any:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ackline.dlq.deadletter import Entry
-
-#: Bytes of a payload that `get` brings; `payload` brings all of it.
-PREVIEW = 64 * 1024
+from ackline.dlq.edits import Version
+from ackline.dlq.readable import Shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +31,8 @@ class Summary:
     last_seen_at: datetime
     redrive_count: int
     duplicates: int
+    fingerprint: str
+    version: int
 
 
 class Page(NamedTuple):
@@ -46,14 +47,70 @@ class Page(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """What somebody did to a dead letter."""
+    """What somebody did to a dead letter. id: of the action, which may have been about others too."""
 
+    id: int
     at: datetime
     actor: str
     action: str
     reason: str
+    details: dict[str, Any]
     state_before: str
     state_after: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """What somebody wrote about a dead letter."""
+
+    at: datetime
+    actor: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A redrive that a dead letter is or was part of. version: of the payload."""
+
+    id: str
+    redrive_id: int
+    state: str
+    consumer: str
+    version: int
+    error: str | None
+    issued_at: datetime | None
+    confirmed_at: datetime | None
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOf:
+    """What is known of all dead letters of the same fingerprint."""
+
+    fingerprint: str
+    error_type: str
+    frame: str
+    message: str
+    first_seen: datetime
+    last_seen: datetime
+    arrivals: int
+    status: str
+    resolved_in: str | None
+    owner: str | None
+    note: str | None
+    runbook: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Related:
+    """Another dead letter of the same message (for another consumer, or with another body), or correlation id."""
+
+    id: int
+    state: str
+    consumer: str
+    type: str
+    message_id: str
+    received_at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +125,27 @@ class Detail(Summary):
     published_at: datetime | None
     exchange: str
     routing_key: str
-    properties: bytes
-    body_sha256: bytes
+    ordering_key: str | None
     redrive_item_id: str | None
     discarded_at: datetime | None
     discarded_by: str | None
     discard_reason: str | None
     handled_at: datetime | None
-    #: The first `PREVIEW` bytes of the payload, and how many bytes it has.
-    payload: bytes
-    payload_size: int
+    #: Of the body as it came, in hexadecimal.
+    body_sha256: str
+    #: As they came, decoded; and the headers that an edit may set, as they are now.
+    properties: dict[str, Any]
+    headers: dict[str, Any]
+    #: The payload as it is now, the latest edit included.
+    payload: Shown
+    #: Whether something of the payload is hidden.
+    masked: bool
+    group: GroupOf | None
     actions: list[Action]
+    edits: list[Version]
+    notes: list[Note]
+    redrives: list[Sent]
+    related: list[Related]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,14 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from ackline.dlq.approvals import Approvals
+from ackline.dlq.contracts import Contracts
 from ackline.dlq.letters import Letters
 from ackline.dlq.rights import Actor, Role
 from ackline.dlq.selection import Selection
 from ackline.dlq.store import Store
 from ackline.dlq.view import Detail, Summary
+from ackline.infra.settings import Settings
 
 ADA = Actor("ada", Role.ADMIN)
 
@@ -20,7 +23,8 @@ class Review(Store):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine)
-        self.letters = Letters(engine)
+        approvals = Approvals(engine, Settings(amqp_url="amqp://127.0.0.1:1"))
+        self.letters = Letters(engine, Contracts({}), approvals)
 
     def page(self, after: int | None = None, limit: int = 50, **filters: Any) -> list[Summary]:
         return self.letters.page(ADA, Selection.parse(**filters), after, limit).items
@@ -38,4 +42,4 @@ class Review(Store):
         return self.letters.find(ADA, reference)
 
     def discard(self, dead_letter_id: int, reason: str, actor: str = ADA.name) -> None:
-        self.letters.discard(Actor(actor, Role.ADMIN), dead_letter_id, reason)
+        self.letters.discard(Actor(actor, Role.ADMIN), Selection(ids=(dead_letter_id,)), reason)

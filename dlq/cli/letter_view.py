@@ -17,8 +17,6 @@ from rich.text import Text
 from ackline.dlq.deadletter import time
 from ackline.dlq.view import Detail, Summary
 from ackline.infra import wire
-from ackline.infra.properties import Properties
-from ackline.infra.table import text
 from ackline.infra.terminal import line, moment, plain, printable
 
 #: Columns from which on the list has one line per dead letter.
@@ -84,11 +82,11 @@ def show(to: Console, detail: Detail) -> None:
     _section(to, "Attempts", _history(detail))
     _section(to, "Traceback", [printable(detail.traceback)] if detail.traceback else [])
     _section(to, "What was done", [_action(found) for found in detail.actions])
-    decoded = Properties.from_wire(detail.properties).decoded()
-    headers = decoded.pop("headers", {})
-    _section(to, "Properties", [_pair(name, value) for name, value in decoded.items()])
+    headers = detail.properties.get("headers", {})
+    said = [_pair(name, value) for name, value in detail.properties.items() if name != "headers"]
+    _section(to, "Properties", said)
     _section(to, "Headers", [_pair(name, value) for name, value in headers.items() if name not in _TOLD_ELSEWHERE])
-    _section(to, f"Payload ({detail.payload_size:,} bytes)", _payload(detail), indent="")
+    _section(to, f"Payload ({detail.payload.size:,} bytes)", _payload(detail), indent="")
 
 
 def _facts(detail: Detail) -> dict[str, str]:
@@ -158,14 +156,10 @@ def _pair(name: str, value: Any) -> str:
 
 
 def _payload(detail: Detail) -> list[str]:
-    shown = text(detail.payload)
-    if len(detail.payload) < detail.payload_size:
-        more = f"… (the first {len(detail.payload):,} bytes; all of it: ackline dlq show {detail.id} --payload)"
-        return [printable(shown), more]
-    try:
-        return [printable(json.dumps(json.loads(detail.payload), indent=2, ensure_ascii=False))]
-    except (ValueError, RecursionError):
-        return [printable(shown)]
+    shown = [printable(detail.payload.text)]
+    if detail.payload.cut:
+        shown.append(f"… (the first part of it; all of it: ackline dlq show {detail.id} --payload)")
+    return shown
 
 
 # --- JSON ---------------------------------------------------------------------------------------------------------
@@ -181,8 +175,6 @@ def summary_json(row: Summary) -> dict[str, Any]:
 def detail_json(detail: Detail, payload: bytes) -> dict[str, Any]:
     """The document of `show --json`, with the whole payload: as text if it is UTF-8, else in base64."""
     found = summary_json(detail)
-    found["body_sha256"] = detail.body_sha256.hex()
-    found["properties"] = plain(Properties.from_wire(detail.properties).decoded())
     found["payload"], found["payload_base64"] = _payload_json(payload)
     return found
 

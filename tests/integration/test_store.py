@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from ackline.dlq import redrive
 from ackline.dlq.deadletter import DeadLetter
-from ackline.dlq.errors import AmbiguousMessageId, NoSuchDeadLetter, Refused
+from ackline.dlq.errors import AmbiguousMessageId, Invalid, NoSuchDeadLetter, Refused
 from ackline.infra import database, wire
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES, RETURN, UNROUTED
@@ -64,8 +64,9 @@ def test_what_comes_in_is_read_back_as_it_was(store: Review) -> None:
     found = store.get(only(store))
     for field in ("message_id", "consumer", "type", "source", "reason", "error_type", "error_message", "traceback"):
         assert getattr(found, field) == getattr(dead, field)
-    for field in ("attempts", "history", "first_failed_at", "received_at", "properties", "payload", "body_sha256"):
+    for field in ("attempts", "history", "first_failed_at", "received_at"):
         assert getattr(found, field) == getattr(dead, field)
+    assert (store.payload(found.id), found.body_sha256) == (dead.payload, dead.body_sha256.hex())
     assert (found.state, found.redrive_count, found.duplicates, found.flags) == ("in review", 0, 0, [])
     assert found.first_failed_at.tzinfo is UTC
 
@@ -112,9 +113,9 @@ def test_a_large_payload_and_large_headers_are_kept_whole(store: Review) -> None
     dead = read(worker_properties(padding="x" * 100_000), body)
     assert store.ingest([dead]) == []
     found = store.get(only(store))
-    assert (found.payload_size, found.payload) == (len(body), body[: 64 * 1024])
+    assert (found.payload.size, found.payload.cut) == (len(body), True)
     assert store.payload(found.id) == body
-    assert found.properties == dead.properties
+    assert found.properties["headers"]["padding"] == "x" * 100_000
 
 
 def test_a_row_that_cannot_be_stored_does_not_fail_its_batch(store: Review, engine: Engine) -> None:
@@ -460,7 +461,7 @@ def test_a_discard_keeps_who_and_why(store: Review) -> None:
 
 def test_a_discard_needs_a_reason(store: Review) -> None:
     store.ingest([letter()])
-    with pytest.raises(Refused, match="for a reason"):
+    with pytest.raises(Invalid, match="for a reason"):
         store.discard(only(store), " \n", "ada")
     with pytest.raises(NoSuchDeadLetter):
         store.discard(999, "why not", "ada")
