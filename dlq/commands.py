@@ -5,22 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable
+from functools import partial
 
 import click
 from sqlalchemy import Engine
 
-from ackline.consumers.consumer import load_consumers
 from ackline.dlq.approvals import Approvals
 from ackline.dlq.cli import letter_view as display
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.letters import Letters
-from ackline.dlq.redrive import Consumers
+from ackline.dlq.redrives import MAX_AT_ONCE, Redrives
 from ackline.dlq.reviewer import Reviewer
 from ackline.dlq.rights import Actor, Role
 from ackline.dlq.selection import Selection
-from ackline.dlq.store import Store
-from ackline.dlq.view import Item, Summary
+from ackline.dlq.view import Item
 from ackline.infra import database
 from ackline.infra.errors import AcklineError
 from ackline.infra.logs import configure_logging
@@ -49,7 +47,11 @@ def reviewer() -> None:
     url = configured.broker
     with database.opened(configured.database) as engine:
         role = Reviewer(
-            url, engine, grace_seconds=configured.grace_seconds, status_keep_days=configured.status_keep_days
+            url,
+            engine,
+            grace_seconds=configured.grace_seconds,
+            status_keep_days=configured.status_keep_days,
+            contracts=partial(Contracts.of, configured),
         )
         stop_on_signal(role.stop)
         role.run()
@@ -136,18 +138,21 @@ def retry(references: tuple[str, ...], wait: bool, timeout: float) -> None:
     """
     configured = settings()
     who, engine = _acting(configured), _engine(configured)
-    store, letters = Store(engine), Letters(engine, Contracts({}), Approvals(engine, configured))
+    letters = Letters(engine, Contracts({}), Approvals(engine, configured))
     rows = [letters.find(who, reference) for reference in references]
-    asked = store.request_redrive([row.id for row in rows], configured.acting, _consumers(configured, rows))
+    # The application is imported for what no consumer took: it knows who would.
+    contracts = Contracts({}) if all(row.consumer for row in rows) else Contracts.of(configured)
+    redrives = Redrives(engine, configured, contracts, Approvals(engine, configured))
+    asked = redrives.retry(who, [row.id for row in rows])
     for reason in asked.refused.values():
         print(f"ackline: {line(reason)}", file=sys.stderr)
-    items = list(asked.items.values())
     if not wait:
         for row_id in asked.items:
             print(f"{row_id}: requested")
         sys.exit(1 if asked.refused else 0)
-    unfinished = _follow(store, letters, who, items, timeout)
-    failed = any(item.state != ItemState.HANDLED for item in store.items(items) if item.state not in OPEN_ITEM_STATES)
+    states = _follow(redrives, letters, who, asked.redrive_id, timeout)
+    unfinished = any(state in OPEN_ITEM_STATES for state in states)
+    failed = any(state not in (ItemState.HANDLED, *OPEN_ITEM_STATES) for state in states)
     sys.exit(1 if asked.refused or failed else STILL_UNDER_WAY if unfinished else 0)
 
 
@@ -187,36 +192,27 @@ def _acting(configured: Settings) -> Actor:
     return Actor(configured.acting, Role.ADMIN)
 
 
-def _consumers(configured: Settings, rows: Iterable[Summary]) -> Consumers:
-    """Who takes which type; asked only for what no consumer took, for it imports the application."""
-    if all(row.consumer for row in rows):
-        return {}
-    takers: dict[str, list[str]] = {}
-    for name, consumer in sorted(load_consumers(configured).items()):
-        for type_ in consumer.types:
-            takers.setdefault(type_, []).append(name)
-    return takers
-
-
-def _follow(store: Store, letters: Letters, who: Actor, item_ids: list[str], timeout: float) -> list[str]:
-    """Print what becomes of each item as it is known; returns those that are open after *timeout* seconds."""
+def _follow(redrives: Redrives, letters: Letters, who: Actor, redrive_id: int, timeout: float) -> list[str]:
+    """Print what becomes of each item as it is known; returns their states, at *timeout* seconds at the latest."""
     deadline = time.monotonic() + timeout
-    open_ids = set(item_ids)
-    while open_ids:
-        for item in store.items(sorted(open_ids)):
-            if item.state not in OPEN_ITEM_STATES:
-                open_ids.discard(item.id)
+    told: set[str] = set()
+    while True:
+        items = redrives.items(who, redrive_id, limit=MAX_AT_ONCE).items
+        for item in items:
+            if item.state not in OPEN_ITEM_STATES and item.id not in told:
+                told.add(item.id)
                 print(_told(letters, who, item), flush=True)
-        if time.monotonic() >= deadline:
+        if len(told) == len(items) or time.monotonic() >= deadline:
             break
-        if open_ids:
-            time.sleep(_LOOK_SECONDS)
-    for item in store.items(sorted(open_ids)):
+        time.sleep(_LOOK_SECONDS)
+    for item in items:
+        if item.id in told:
+            continue
         waits = item.error or (
             "is the reviewer running?" if item.state == ItemState.WAITING else "sent, not answered yet"
         )
         print(f"{item.dead_letter_id}: still under way after {timeout:g} s ({line(waits)})", flush=True)
-    return sorted(open_ids)
+    return [item.state for item in items]
 
 
 def _told(letters: Letters, who: Actor, item: Item) -> str:

@@ -1,47 +1,88 @@
 """Sending dead letters back: who claims a row, what is sent, and what came of it. SQL on the caller's transaction.
 
-An item goes `waiting -> issued -> confirmed -> handled | failed`. *Issued* is committed before the publish and
-*confirmed* after it. A crash between the two leaves an issued item whose claim runs out, and it is published again: the
-message may then arrive twice, and never not at all. Only a worker's report makes it `handled`; only its dead letter
-makes it `failed`.
+An item goes `planned -> issued -> confirmed -> handled | failed`; one that a person sends back at once begins as
+`waiting`. *Issued* is committed before the publish and *confirmed* after it. A crash between the two leaves an issued
+item whose claim runs out, and it is published again: the message may then arrive twice, and never not at all. Only a
+worker's report makes it `handled`; only its dead letter makes it `failed`.
+
+Rows are locked in one order everywhere, so that nobody waits in a circle: redrive, dead letters by their ids, items by
+theirs, then what `transitions` writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, exists, insert, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
+from ackline.dlq import eligibility
 from ackline.dlq.audit import REVIEWER
+from ackline.dlq.eligibility import Judged, Takers, chunks
 from ackline.dlq.errors import NoSuchDeadLetter, Refused
 from ackline.dlq.lifecycle import applied_at, handled_flag
 from ackline.dlq.outcome import Outcome
-from ackline.dlq.transition import Transitions, transitions
+from ackline.dlq.rights import Actor
+from ackline.dlq.transition import Transitions
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
+    IS_PLANNED,
     IS_UNSENT,
     OPEN_ITEM_STATES,
     DeadLetterState,
     ItemState,
     RedriveState,
     dead_letters,
+    edits,
     redrive_items,
     redrives,
 )
 from ackline.infra.wire import Trail, now, republished, trail, uuid7
 
-_SENT = redrive_items.c.dead_letter_id == dead_letters.c.id
-#: The consumers that take each message type.
-Consumers = Mapping[str, Sequence[str]]
+_LETTER = redrive_items.c.dead_letter_id == dead_letters.c.id
+#: An item with what it sends: the dead letter as it came, or the edit of that version.
+_PARCEL = redrive_items.join(dead_letters, _LETTER).outerjoin(
+    edits, and_(edits.c.dead_letter_id == dead_letters.c.id, edits.c.version == redrive_items.c.version)
+)
+
+#: What a redrive has at first, beside who asks for what.
+NEW: dict[str, Any] = {
+    "options": {},
+    "canary": False,
+    "stage": 0,
+    "run": 0,
+    "run_from": 0,
+    "paced_from": 0,
+    "sent": 0,
+}
+
+
+#: Edits dead letters: returns the version of each that is to be sent, or why there is none.
+Patch = Callable[[Connection, Transitions, Sequence[int]], dict[int, int | str]]
 
 
 @dataclass(frozen=True, slots=True)
 class Requested:
     """What became of a request: the item of each dead letter that is on its way, the reason of each that is not."""
 
+    redrive_id: int
     items: dict[int, str]
     refused: dict[int, str]
 
@@ -57,115 +98,115 @@ class Claim:
     payload: bytes
 
 
-# --- a person asks for it -----------------------------------------------------------------------------------------
+# --- a person sends some back at once -----------------------------------------------------------------------------
 
 
-def request(connection: Connection, ids: Iterable[int], actor: str, consumers: Consumers) -> Requested:
-    """Claim the rows *ids* for a redrive by *actor*; the reviewer sends them.
+def request(
+    connection: Connection,
+    moves: Transitions,
+    who: Actor,
+    ids: Collection[int],
+    versions: Mapping[str, int],
+    reason: str,
+    takers: Takers,
+) -> Requested:
+    """Claim the dead letters *ids*; the reviewer sends them. takers: who takes what no consumer took.
 
-    consumers: who takes a row that no consumer took.
+    versions: by id, which ones are meant. Raises `NoSuchDeadLetter`, `Refused` when there is nothing to send.
     """
-    redrive_id: int | None = None
-    asked = Requested({}, {})
-    with transitions(connection) as moves:
-        for row_id in dict.fromkeys(ids):
-            try:
-                consumer = _destination(connection, row_id, consumers)
-                item_id = uuid7()
-                _claim_row(connection, moves, row_id, consumer, item_id)
-            except (Refused, NoSuchDeadLetter) as error:
-                asked.refused[row_id] = str(error)
-                continue
-            redrive_id = redrive_id or _begin(connection, actor, row_id)
-            _add_item(connection, redrive_id, row_id, consumer, item_id)
-            asked.items[row_id] = item_id
-        moves.record(actor, "redrive", "", asked.items, DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING)
-    return asked
-
-
-def _begin(connection: Connection, actor: str, row_id: int) -> int:
+    found = eligibility.judged(connection, ids, takers, lock=True)
+    going, refused = [], {row_id: f"There is no dead letter {row_id}." for row_id in ids}
+    for one in found:
+        fault = one.fault
+        if fault is None and versions.get(str(one.row.id)) != one.row.version:
+            fault = "it was edited meanwhile"
+        if fault is None:
+            going.append(one)
+            del refused[one.row.id]
+        else:
+            refused[one.row.id] = f"Dead letter {one.row.id} cannot be redriven: {fault}."
+    if not going:
+        raise (Refused if found else NoSuchDeadLetter)(" ".join(refused[row_id] for row_id in sorted(refused)[:_SAID]))
     at = now()
-    values = {
+    started = {"state": RedriveState.RUNNING, "started_at": at, "started_by": who.name, "run": 1, "sent": len(going)}
+    row_ids = [one.row.id for one in going]
+    redrive_id = begin(connection, who, reason, {"ids": row_ids}, max(row_ids), at, **started)
+    items = {one.row.id: uuid7() for one in going}
+    add(connection, redrive_id, [item_of(one, items[one.row.id], ItemState.WAITING, run=1) for one in going])
+    _take(connection, moves, redrive_id, row_ids)
+    moves.record(
+        who,
+        "redrive",
+        reason,
+        row_ids,
+        DeadLetterState.IN_REVIEW,
+        DeadLetterState.REDRIVING,
+        {"redrive": redrive_id},
+    )
+    return Requested(redrive_id, items, refused)
+
+
+#: Refusals that one error tells.
+_SAID = 3
+
+
+def begin(
+    connection: Connection,
+    who: Actor,
+    reason: str,
+    selection: dict[str, Any],
+    newest_id: int,
+    at: datetime,
+    **columns: Any,
+) -> int:
+    """A new redrive's id."""
+    values = NEW | {
         "created_at": at,
-        "actor": actor,
-        "reason": "",
-        "state": RedriveState.RUNNING,
-        "selection": {},
-        "newest_id": row_id,
-        "planned_to": row_id,
-        "options": {},
-        "canary": False,
-        "run": 1,
-        "run_from": 0,
-        "stage": 0,
-        "paced_from": 0,
-        "sent": 0,
-        "started_at": at,
-        "started_by": actor,
+        "actor": who.name,
+        "reason": reason,
+        "selection": selection,
+        "newest_id": newest_id,
+        "planned_to": newest_id,
     }
-    return int(connection.execute(insert(redrives).values(values).returning(redrives.c.id)).scalar_one())
+    return int(connection.execute(insert(redrives).values(values | columns).returning(redrives.c.id)).scalar_one())
 
 
-def _add_item(connection: Connection, redrive_id: int, row_id: int, consumer: str, item_id: str) -> None:
-    row = connection.execute(
-        select(dead_letters.c.version, dead_letters.c.fingerprint).where(dead_letters.c.id == row_id)
-    ).one()
-    connection.execute(
-        insert(redrive_items).values(
-            id=item_id,
-            redrive_id=redrive_id,
-            dead_letter_id=row_id,
-            consumer=consumer,
-            version=row.version,
-            fingerprint=row.fingerprint,
-            state=ItemState.WAITING,
-        )
-    )
+def item_of(one: Judged, item_id: str, state: ItemState, *, run: int = 0, error: str | None = None) -> dict[str, Any]:
+    """The item of a dead letter in a redrive."""
+    return {
+        "id": item_id,
+        "dead_letter_id": one.row.id,
+        "consumer": one.consumer,
+        "version": one.row.version,
+        "fingerprint": one.row.fingerprint,
+        "state": state,
+        "run": run,
+        "error": error,
+    }
 
 
-def _destination(connection: Connection, row_id: int, consumers: Consumers) -> str:
-    """The consumer that row *row_id* goes to. Raises `Refused` when there is none, or more than one."""
-    columns = dead_letters.c
-    row = connection.execute(
-        select(columns.consumer, columns.type, columns.message_id, columns.body_sha256).where(columns.id == row_id)
-    ).one_or_none()
-    if row is None:
-        raise NoSuchDeadLetter(f"There is no dead letter {row_id}.")
-    if row.consumer:
-        return str(row.consumer)
-    takers = consumers.get(row.type, ())
-    if not takers:
-        raise Refused(
-            f"Dead letter {row_id} cannot be redriven: no consumer in ACKLINE_APP takes messages of type {row.type!r}. "
-            "Deploy one, then retry."
-        )
-    if len(takers) > 1:
-        raise Refused(
-            f"Dead letter {row_id} cannot be redriven: {len(takers)} consumers take messages of type {row.type!r} "
-            f"({', '.join(takers)}), and a dead letter goes to one. Publish it again, or discard it."
-        )
-    is_known = select(columns.id).where(
-        columns.message_id == row.message_id, columns.consumer == takers[0], columns.body_sha256 == row.body_sha256
-    )
-    other = connection.execute(is_known).scalar_one_or_none()
-    if other is not None:
-        raise Refused(
-            f"Dead letter {row_id} cannot be redriven: consumer {takers[0]!r} has the same message already, "
-            f"as dead letter {other}. Discard this one."
-        )
-    return takers[0]
+def add(connection: Connection, redrive_id: int, items: Sequence[dict[str, Any]]) -> None:
+    """Have these items in the redrive."""
+    if items:
+        connection.execute(insert(redrive_items), [item | {"redrive_id": redrive_id} for item in items])
 
 
-def _claim_row(connection: Connection, moves: Transitions, row_id: int, consumer: str, item_id: str) -> None:
-    """Take the row for *item_id*: of two who try at once, one gets it. Raises `Refused`."""
-    # A row that no consumer took becomes the delivery of the one that it now goes to.
-    columns = {"redrive_item_id": item_id, "consumer": consumer, "send_error": None}
-    if not moves.move([row_id], DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING, **columns):
-        state = connection.execute(select(dead_letters.c.state).where(dead_letters.c.id == row_id)).scalar_one()
-        raise Refused(f"Dead letter {row_id} cannot be redriven: it is {state}.")
+def _take(connection: Connection, moves: Transitions, redrive_id: int, row_ids: Sequence[int]) -> None:
+    """Take these rows, which are locked and in review, for their items in the redrive."""
+    mine = and_(redrive_items.c.redrive_id == redrive_id, redrive_items.c.dead_letter_id == dead_letters.c.id)
+    own = dead_letters.c.consumer
+    columns: dict[str, Any] = {
+        "redrive_item_id": select(redrive_items.c.id).where(mine).scalar_subquery(),
+        # A row that no consumer took becomes the delivery of the one that it now goes to.
+        "consumer": case((own == "", select(redrive_items.c.consumer).where(mine).scalar_subquery()), else_=own),
+        "send_error": None,
+    }
+    taken = moves.move(row_ids, DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING, **columns)
+    if len(taken) != len(row_ids):
+        raise RuntimeError(f"dead letters of redrive {redrive_id} were in review under our lock and are not any more")
 
 
-# --- the reviewer sends it ----------------------------------------------------------------------------------------
+# --- the reviewer sends them --------------------------------------------------------------------------------------
 
 
 def _to_send(at: datetime) -> ColumnElement[bool]:
@@ -183,38 +224,163 @@ def is_waiting(connection: Connection) -> bool:
     return bool(connection.execute(looking()).scalar())
 
 
-def claim(connection: Connection, moves: Transitions, limit: int, seconds: float) -> list[Claim]:
-    """Mark up to *limit* items as issued and keep them for *seconds*. Publish them after the commit, not before."""
+def claim(connection: Connection, moves: Transitions, limit: int, most_bytes: int, seconds: float) -> list[Claim]:
+    """Mark up to *limit* items that wait, or whose claim ran out, as issued, and keep them for *seconds*.
+
+    most_bytes: of payload in all, unless one alone has more. Publish them after the commit, not before.
+    """
     at = now()
     items = redrive_items.c
     ids = connection.scalars(
         select(items.id).where(_to_send(at)).order_by(items.id).limit(limit).with_for_update(skip_locked=True)
     ).all()
-    if not ids:
+    size = func.length(func.coalesce(edits.c.payload, dead_letters.c.payload))
+    sized = select(items.id, size).select_from(_PARCEL).order_by(items.id)
+    sizes = [found for chunk in chunks(ids) for found in connection.execute(sized.where(items.id.in_(chunk)))]
+    return _issue(connection, moves, _within(most_bytes, sizes), at, seconds)
+
+
+def _within(most_bytes: int, sized: Iterable[Any]) -> list[Any]:
+    """The first of *sized*, (name, bytes) each, that have *most_bytes* in all; one at least."""
+    kept: list[Any] = []
+    for name, size in sized:
+        most_bytes -= size
+        if kept and most_bytes < 0:
+            break
+        kept.append(name)
+    return kept
+
+
+def claim_planned(
+    connection: Connection,
+    moves: Transitions,
+    redrive: Any,
+    limit: int,
+    most_bytes: int,
+    seconds: float,
+    patch: Patch | None = None,
+) -> list[Claim]:
+    """Take up to *limit* planned items of *redrive*, the oldest dead letters first, and mark them as issued.
+
+    Those whose dead letter has been changed since the plan are skipped, with the reason. The redrive's row is locked.
+    """
+    at = now()
+    items = redrive_items.c
+    planned = connection.execute(
+        select(items.id, items.dead_letter_id, items.consumer, items.version)
+        .where(items.redrive_id == redrive.id, IS_PLANNED)
+        .order_by(items.dead_letter_id)
+        .limit(limit)
+    ).all()
+    rows = {
+        row.id: row for row in eligibility.letters(connection, [item.dead_letter_id for item in planned], lock=True)
+    }
+    holders = eligibility.holders(connection, rows.values())
+    skipped: dict[str, str] = {}
+    going: dict[int, Judged] = {}
+    for item in planned:
+        row = rows.get(item.dead_letter_id)
+        fault = _changed(row, item.version, holders)
+        if fault is not None or row is None:
+            skipped[item.id] = fault or _GONE
+        else:
+            going[row.id] = Judged(row, item.consumer, None)
+    item_of_row = {item.dead_letter_id: item.id for item in planned}
+    for row_id, fault in eligibility.had_already(connection, going.values()).items():
+        skipped[item_of_row[row_id]] = fault
+        del going[row_id]
+    sized = select(dead_letters.c.id, func.length(dead_letters.c.payload)).order_by(dead_letters.c.id)
+    sizes = [
+        found for chunk in chunks(going) for found in connection.execute(sized.where(dead_letters.c.id.in_(chunk)))
+    ]
+    row_ids = _within(most_bytes, sizes)
+    if patch is not None:
+        patched = patch(connection, moves, row_ids)
+        skipped |= {item_of_row[row_id]: why for row_id, why in patched.items() if isinstance(why, str)}
+        versions = {row_id: version for row_id, version in patched.items() if isinstance(version, int)}
+        row_ids = list(versions)
+        if versions:
+            own = and_(items.redrive_id == redrive.id, items.dead_letter_id == bindparam("row_id"))
+            connection.execute(
+                update(redrive_items).where(own).values(version=bindparam("edited")),
+                [{"row_id": row_id, "edited": version} for row_id, version in versions.items()],
+            )
+    skip(connection, skipped, at)
+    if not row_ids:
         return []
-    connection.execute(
-        update(redrive_items)
-        .where(items.id.in_(ids))
-        .values(state=ItemState.ISSUED, issued_at=at, claimed_until=at + timedelta(seconds=seconds))
+    ids = sorted(item_of_row[row_id] for row_id in row_ids)
+    for chunk in chunks(ids):
+        started = update(redrive_items).where(items.id.in_(chunk))
+        connection.execute(started.values(state=ItemState.WAITING, run=redrive.run))
+    _take(connection, moves, redrive.id, row_ids)
+    before, after = DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING
+    moves.record(redrive.started_by, "redrive", redrive.reason, row_ids, before, after, {"redrive": redrive.id})
+    return _issue(connection, moves, ids, at, seconds)
+
+
+_GONE = "it has been deleted, after it was handled or discarded"
+
+
+def _changed(row: Any | None, version: int, holders: dict[str, str]) -> str | None:
+    """What has happened to a dead letter since the plan, so that it is not to be sent; None: nothing."""
+    if row is None:
+        return _GONE
+    if row.state != DeadLetterState.IN_REVIEW:
+        return eligibility.state_fault(row, holders)
+    if row.version != version:
+        return "it was edited after the redrive was planned"
+    return None
+
+
+def skip(connection: Connection, why: dict[str, str], at: datetime) -> None:
+    """These planned items are not sent."""
+    own = and_(redrive_items.c.id == bindparam("item"), IS_PLANNED)
+    values = {"state": ItemState.SKIPPED, "error": bindparam("why"), "finished_at": bindparam("at")}
+    rows = [{"item": item_id, "why": reason, "at": at} for item_id, reason in sorted(why.items())]
+    if rows:
+        connection.execute(update(redrive_items).where(own).values(values), rows)
+
+
+def _issue(connection: Connection, moves: Transitions, ids: Sequence[str], at: datetime, seconds: float) -> list[Claim]:
+    """Mark these items as issued, with the hash of what is sent."""
+    items, columns = redrive_items.c, dead_letters.c
+    query = (
+        select(
+            items.id.label("item_id"),
+            items.consumer,
+            columns.id,
+            columns.message_id,
+            columns.trusted,
+            columns.exchange,
+            columns.routing_key,
+            func.coalesce(edits.c.properties, columns.properties).label("properties"),
+            func.coalesce(edits.c.payload, columns.payload).label("payload"),
+            redrives.c.stage,
+        )
+        .select_from(_PARCEL.join(redrives, redrives.c.id == items.redrive_id))
+        .order_by(columns.id)
     )
-    columns = dead_letters.c
-    query = select(
-        items.id.label("item_id"),
-        items.consumer,
-        columns.id,
-        columns.message_id,
-        columns.properties,
-        columns.trusted,
-        columns.exchange,
-        columns.routing_key,
-        columns.payload,
-    ).join_from(redrive_items, dead_letters, _SENT)
-    claims = []
-    for row in connection.execute(query.where(items.id.in_(ids)).order_by(items.id)).all():
-        try:
-            claims.append(_claim(row))
-        except (ValueError, TypeError, OverflowError) as error:  # nothing about one message may hold up the others
-            not_sent(connection, moves, row.item_id, f"could not be sent: {error}")
+    claims, unsendable = [], {}
+    for chunk in chunks(ids):
+        for row in connection.execute(query.where(items.id.in_(chunk))):
+            try:
+                claims.append(_claim(row))
+            except (ValueError, TypeError, OverflowError) as error:  # nothing about one message may hold up the others
+                unsendable[row.item_id] = f"could not be sent: {error}"
+    not_sent(connection, moves, unsendable)
+    issued = [{"item": claim.item_id, "sent": hashlib.sha256(claim.payload).digest()} for claim in claims]
+    if issued:
+        connection.execute(
+            update(redrive_items)
+            .where(items.id == bindparam("item"))
+            .values(
+                state=ItemState.ISSUED,
+                issued_at=at,
+                claimed_until=at + timedelta(seconds=seconds),
+                body_sha256=bindparam("sent"),
+            ),
+            sorted(issued, key=lambda row: str(row["item"])),
+        )
     return claims
 
 
@@ -225,6 +391,8 @@ def _claim(row: Any) -> Claim:
     came = trail(stored, row.exchange, row.routing_key, trusted=row.trusted)
     way = Trail(
         consumer=row.consumer,
+        # What a canary sends is to tell soon whether it fails.
+        attempts=1 if row.stage else None,
         redrive=row.item_id,
         track=came.track,
         exchange=row.exchange,
@@ -236,73 +404,136 @@ def _claim(row: Any) -> Claim:
 
 def confirmed(connection: Connection, item_ids: Sequence[str]) -> None:
     """The broker has these. A worker may have answered already: then that stands."""
-    connection.execute(
-        update(redrive_items)
-        .where(redrive_items.c.id.in_(item_ids), redrive_items.c.state == ItemState.ISSUED)
-        .values(state=ItemState.CONFIRMED, confirmed_at=now(), error=None)
-    )
+    for chunk in chunks(item_ids):
+        _lock(connection, chunk)
+        connection.execute(
+            update(redrive_items)
+            .where(redrive_items.c.id.in_(chunk), redrive_items.c.state == ItemState.ISSUED)
+            .values(state=ItemState.CONFIRMED, confirmed_at=now(), error=None)
+        )
 
 
-def put_off(connection: Connection, item_id: str, why: str, seconds: float) -> None:
-    """It is not known to be sent: publish it again in *seconds*."""
-    connection.execute(
-        update(redrive_items)
-        .where(redrive_items.c.id == item_id, redrive_items.c.state == ItemState.ISSUED)
-        .values(claimed_until=now() + timedelta(seconds=seconds), error=why)
-    )
+def put_off(connection: Connection, why: dict[str, str], seconds: float) -> None:
+    """These are not known to be sent: publish them again in *seconds*."""
+    own = and_(redrive_items.c.id == bindparam("item"), redrive_items.c.state == ItemState.ISSUED)
+    values = {"claimed_until": now() + timedelta(seconds=seconds), "error": bindparam("why")}
+    rows = [{"item": item_id, "why": reason} for item_id, reason in sorted(why.items())]
+    if rows:
+        connection.execute(update(redrive_items).where(own).values(values), rows)
 
 
-def not_sent(connection: Connection, moves: Transitions, item_id: str, why: str) -> None:
-    """It cannot be sent: its row is in review again, with *why*."""
+def not_sent(connection: Connection, moves: Transitions, why: dict[str, str]) -> None:
+    """These cannot be sent: their dead letters are in review again, with the reason."""
     before, after = DeadLetterState.REDRIVING, DeadLetterState.IN_REVIEW
-    rows = connection.scalars(select(dead_letters.c.id).where(dead_letters.c.redrive_item_id == item_id)).all()
-    freed = moves.move(rows, before, after, redrive_item_id=None, send_error=why)
-    _finish(connection, [item_id], ItemState.NOT_SENT, why)
-    moves.record(REVIEWER, "not sent", why, freed, before, after)
+    alike: defaultdict[str, list[str]] = defaultdict(list)
+    for item_id, reason in why.items():
+        alike[reason].append(item_id)
+    for reason, item_ids in alike.items():
+        for chunk in chunks(item_ids):
+            held = select(dead_letters.c.id).join_from(redrive_items, dead_letters, _LETTER)
+            held = held.where(redrive_items.c.id.in_(chunk), dead_letters.c.redrive_item_id == redrive_items.c.id)
+            freed = moves.move(connection.scalars(held).all(), before, after, redrive_item_id=None, send_error=reason)
+            _finish(connection, chunk, ItemState.NOT_SENT, reason)
+            moves.record(REVIEWER, "not sent", reason, freed, before, after)
 
 
 # --- a worker reports it ------------------------------------------------------------------------------------------
 
 
 def succeeded(connection: Connection, moves: Transitions, outcomes: Iterable[Outcome]) -> list[Outcome]:
-    """Note that these were handled. Returns those that answer no redrive of ours."""
-    by_item = {outcome.redrive_item_id: outcome for outcome in outcomes}
-    query = (
-        select(
-            redrive_items.c.id.label("item_id"),
-            redrive_items.c.consumer.label("sent_to"),
-            dead_letters.c.id,
-            dead_letters.c.state,
-            dead_letters.c.redrive_item_id,
-            dead_letters.c.flags,
+    """Note that these were handled. Returns those that answer no redrive of ours.
+
+    One that was handled twice, for it was sent twice, is counted as a duplicate. The same report twice is not.
+    """
+    by_item: dict[str, Outcome] = {}
+    repeated: Counter[str] = Counter()
+    for outcome in outcomes:
+        known = by_item.setdefault(outcome.redrive_item_id, outcome)
+        repeated[outcome.redrive_item_id] += known.at != outcome.at
+    answered: list[tuple[Any, Outcome]] = []
+    columns = dead_letters.c
+    for chunk in chunks(by_item):
+        query = (
+            select(
+                redrive_items.c.id.label("item_id"),
+                redrive_items.c.consumer.label("sent_to"),
+                redrive_items.c.state.label("item_state"),
+                columns.id,
+                columns.state,
+                columns.redrive_item_id,
+                columns.fingerprint,
+                columns.flags,
+                columns.handled_at,
+            )
+            .join_from(redrive_items, dead_letters, _LETTER)
+            .where(redrive_items.c.id.in_(chunk))
+            .order_by(columns.id)
+            .with_for_update(of=dead_letters)
         )
-        .join_from(redrive_items, dead_letters, _SENT)
-        .where(redrive_items.c.id.in_(by_item))
-        .order_by(dead_letters.c.id)
-        .with_for_update(of=dead_letters)
-    )
-    for row in connection.execute(query).all():
-        if row.sent_to == by_item[row.item_id].consumer:
-            _handled(connection, moves, row, by_item.pop(row.item_id))
+        for row in connection.execute(query).all():
+            if row.sent_to == by_item[row.item_id].consumer:
+                answered.append((row, by_item.pop(row.item_id)))
+    awaited = [
+        (row, outcome)
+        for row, outcome in answered
+        if row.state == DeadLetterState.REDRIVING and row.redrive_item_id == row.item_id
+    ]
+    _handled(connection, moves, awaited)
+    for row, outcome in answered:
+        if row.state != DeadLetterState.REDRIVING or row.redrive_item_id != row.item_id:
+            _handled_out_of_turn(connection, moves, row, outcome)
+    again = [{"row_id": row.id, "more": repeated[row.item_id]} for row, _ in answered if repeated[row.item_id]]
+    if again:
+        more = dead_letters.c.duplicates + bindparam("more")
+        connection.execute(
+            update(dead_letters).where(dead_letters.c.id == bindparam("row_id")).values(duplicates=more), again
+        )
+    at = now()
+    for chunk in chunks(row.item_id for row, _ in answered):
+        _lock(connection, chunk)
+        done = update(redrive_items).where(redrive_items.c.id.in_(chunk), redrive_items.c.state != ItemState.HANDLED)
+        connection.execute(done.values(state=ItemState.HANDLED, finished_at=at, error=None))
     return list(by_item.values())
 
 
-def _handled(connection: Connection, moves: Transitions, row: Any, outcome: Outcome) -> None:
+def _handled(connection: Connection, moves: Transitions, answered: Sequence[tuple[Any, Outcome]]) -> None:
+    """These were sent, and are handled: each by the redrive that has it."""
+    if not answered:
+        return
+    before, after = DeadLetterState.REDRIVING, DeadLetterState.HANDLED
+    at = now()
+    connection.execute(
+        update(dead_letters)
+        .where(dead_letters.c.id == bindparam("row_id"))
+        .values(state=after, handled_at=bindparam("at"), redrive_item_id=None, send_error=None),
+        [{"row_id": row.id, "at": applied_at(at, outcome.at)} for row, outcome in answered],
+    )
+    by_worker: defaultdict[str, list[int]] = defaultdict(list)
+    for row, outcome in answered:
+        moves.count(row.fingerprint, before, -1)
+        moves.count(row.fingerprint, after, 1)
+        by_worker[outcome.worker].append(row.id)
+    for worker, row_ids in by_worker.items():
+        moves.record(REVIEWER, "handled", f"by {worker}", row_ids, before, after)
+
+
+def _handled_out_of_turn(connection: Connection, moves: Transitions, row: Any, outcome: Outcome) -> None:
+    """It was handled, and this was not waited for: its failure came first, or another redrive, or it came before."""
+    columns: dict[str, Any] = {}
+    at = applied_at(now(), outcome.at)
     if row.state not in (DeadLetterState.HANDLED, DeadLetterState.DISCARDED):
         before, after = DeadLetterState(row.state), DeadLetterState.HANDLED
-        at = applied_at(now(), outcome.at)
         moves.move([row.id], before, after, handled_at=at, redrive_item_id=None, send_error=None)
         moves.record(REVIEWER, "handled", f"by {outcome.worker}", [row.id], before, after)
+    elif row.item_state == ItemState.HANDLED and row.handled_at != at:  # not the same report once more
+        columns["duplicates"] = dead_letters.c.duplicates + 1
     flag = handled_flag(row.state, row.redrive_item_id == row.item_id)
     if flag and flag not in row.flags:
-        connection.execute(update(dead_letters).where(dead_letters.c.id == row.id).values(flags=[*row.flags, flag]))
+        columns["flags"] = [*row.flags, flag]
+    if columns:
+        connection.execute(update(dead_letters).where(dead_letters.c.id == row.id).values(columns))
     if row.redrive_item_id not in (None, row.item_id):
         _finish(connection, [row.redrive_item_id], ItemState.SUPERSEDED, "an earlier redrive was handled")
-    connection.execute(
-        update(redrive_items)
-        .where(redrive_items.c.id == row.item_id)
-        .values(state=ItemState.HANDLED, finished_at=now(), error=None)
-    )
 
 
 def _finish(connection: Connection, item_ids: Sequence[str], state: ItemState, why: str) -> None:
@@ -311,3 +542,10 @@ def _finish(connection: Connection, item_ids: Sequence[str], state: ItemState, w
         .where(redrive_items.c.id.in_(item_ids), redrive_items.c.state.in_(OPEN_ITEM_STATES))
         .values(state=state, finished_at=now(), error=why)
     )
+
+
+def _lock(connection: Connection, item_ids: Sequence[str]) -> None:
+    """Lock these items in their order; SQLite has one writer, and needs none of it."""
+    if connection.dialect.name != "sqlite":
+        items = redrive_items.c.id
+        connection.execute(select(items).where(items.in_(item_ids)).order_by(items).with_for_update())

@@ -4,8 +4,8 @@ Outcomes of redriven messages answer their redrives; those of tracked messages b
 while and then forgotten, with the record that the broker had accepted them (`ackline.dlq.acceptance`).
 
 Threads: the I/O thread of the `Feed` consumes and acks; the main thread reads, commits, then has them acked; the
-`Sender` publishes redrives on a connection of its own. Nothing is acked before it is committed, so what the reviewer
-has not stored the broker still has, whatever happens to either.
+`Sender` publishes redrives on a connection of its own; the `Finisher` ends plans whose maker died. Nothing is acked
+before it is committed, so what the reviewer has not stored the broker still has, whatever happens to either.
 
 A dead letter that the database does not take is given back to its queue, again and again, and logged: it is neither
 lost nor in the way of the others. An outcome that no worker writes is logged, counted and dropped: it carries nobody's
@@ -17,14 +17,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
+from functools import cache
 
 from sqlalchemy import Engine
 
 from ackline.dlq import acceptance, deadletter, outcome
+from ackline.dlq.contracts import Contracts
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.feed import Arrival, Feed
+from ackline.dlq.finisher import Finisher
 from ackline.dlq.outcome import NotAnOutcome, Outcome
 from ackline.dlq.sender import Sender
 from ackline.dlq.store import Store
@@ -35,7 +38,6 @@ from ackline.infra.ready import ready
 from ackline.infra.settings import STATUS_KEEP_DAYS
 from ackline.infra.topology import declare
 from ackline.infra.wire import now
-from ackline.producer.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
@@ -58,17 +60,26 @@ class Reviewer:
     """Runs until `stop`. One is enough; several share the work."""
 
     def __init__(
-        self, url: str, engine: Engine, *, grace_seconds: float = 10.0, status_keep_days: float = STATUS_KEEP_DAYS
+        self,
+        url: str,
+        engine: Engine,
+        *,
+        grace_seconds: float = 10.0,
+        status_keep_days: float = STATUS_KEEP_DAYS,
+        contracts: Callable[[], Contracts] = lambda: Contracts({}),
     ) -> None:
         """url: the broker. engine: the database, whose tables are up to date. grace_seconds: how long `stop` takes.
 
-        status_keep_days: a status that has not changed for so long is forgotten.
+        status_keep_days: a status that has not changed for so long is forgotten. contracts: of the application, which
+        is imported only when a redrive needs it: one with a patch, or one whose plan somebody else did not end.
         """
         self._store = Store(engine)
         self._feed = Feed(url, PREFETCH, declare=lambda: declare(url))
         self._status_kept = timedelta(days=status_keep_days)
         self._forget_at = 0.0
-        self._sender = Sender(self._store, Publisher(url, name="reviewer redrives"))
+        contracts = cache(contracts)
+        self._sender = Sender(engine, url, contracts)
+        self._finisher = Finisher(engine, url, contracts)
         self._grace = grace_seconds
         self._stopping = threading.Event()
         self._outage = Outage("taking dead letters", self._stopping)
@@ -84,6 +95,7 @@ class Reviewer:
         try:
             self._feed.start(CONNECT_SECONDS)
             self._sender.start()
+            self._finisher.start()
             ready()
             while not self._stopping.is_set():
                 self._take(timeout=0.25)
@@ -91,6 +103,7 @@ class Reviewer:
             deadline = time.monotonic() + self._grace
             self._finish(deadline)
         finally:
+            self._finisher.stop(2.0)
             self._sender.stop(max((deadline or 0.0) - time.monotonic(), 0.5))
             self._feed.stop(2.0)
 

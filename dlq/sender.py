@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future, wait
 
+from sqlalchemy import Engine
+
+from ackline.dlq import redrive
+from ackline.dlq.contracts import Contracts
+from ackline.dlq.queues import Queues
 from ackline.dlq.redrive import Claim
-from ackline.dlq.store import Store
+from ackline.dlq.runner import Runner
+from ackline.dlq.transition import transitions
+from ackline.infra.database import writing
 from ackline.infra.names import RETURN
 from ackline.infra.outage import Outage
 from ackline.producer.errors import ForkedError, Nacked, PublisherClosed, PublishTimeout
@@ -15,10 +23,10 @@ from ackline.producer.publisher import Publisher
 
 log = logging.getLogger(__name__)
 
-#: Seconds between looks for new redrives.
+#: Seconds between looks for what is to be sent.
 POLL_SECONDS = 0.3
-#: Items published at once; their payloads are in memory.
-BATCH = 100
+#: Messages published at once, and bytes of payload; they are in memory.
+BATCH, BATCH_BYTES = 500, 32 * 1024 * 1024
 #: Seconds to wait for a confirm.
 CONFIRM_SECONDS = 5.0
 #: Seconds for which a claimed item is ours. More than it takes to publish it and to note that; after a crash it is how
@@ -32,11 +40,14 @@ _AGAIN = (PublishTimeout, Nacked, PublisherClosed, ForkedError)
 
 
 class Sender:
-    """Publishes the redrive items of *store* with *publisher*, until it is stopped."""
+    """Publishes what the redrives in the database behind *engine* are to send, until it is stopped."""
 
-    def __init__(self, store: Store, publisher: Publisher) -> None:
-        self._store = store
-        self._publisher = publisher
+    def __init__(self, engine: Engine, url: str, contracts: Callable[[], Contracts]) -> None:
+        """url: the broker. contracts: of the application; asked for when a redrive has a patch."""
+        self._engine = engine
+        self._publisher = Publisher(url, name="reviewer redrives")
+        self._queues = Queues(url)
+        self._runner = Runner(engine, self._queues, contracts)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reviewer-sender", daemon=True)
 
@@ -56,17 +67,18 @@ class Sender:
 
     def _run(self) -> None:
         outage = Outage("sending redrives", self._stopping)
-        while not self._stopping.is_set():
-            try:
-                claims = self._store.claim(BATCH, CLAIM_SECONDS)
-                outage.over()
-            except Exception as error:
-                outage.wait(error)
-                continue
-            if claims:
-                self._send(claims, outage)
-            else:
-                self._stopping.wait(POLL_SECONDS)
+        with self._queues:
+            while not self._stopping.is_set():
+                try:
+                    claims = self._runner.claims(BATCH, BATCH_BYTES, CLAIM_SECONDS)
+                    outage.over()
+                except Exception as error:
+                    outage.wait(error)
+                    continue
+                if claims:
+                    self._send(claims, outage)
+                else:
+                    self._stopping.wait(POLL_SECONDS)
 
     def _send(self, claims: list[Claim], outage: Outage) -> None:
         """Publish *claims*, and note what became of each."""
@@ -85,7 +97,10 @@ class Sender:
             log.warning("redrive %s: %s", item_id, why)
         while True:
             try:
-                self._store.settle(sent, again, never, again_in=AGAIN_SECONDS)
+                with writing(self._engine) as connection, transitions(connection) as moves:
+                    redrive.not_sent(connection, moves, never)
+                    redrive.confirmed(connection, sent)
+                    redrive.put_off(connection, again, AGAIN_SECONDS)
                 outage.over()
                 return
             except Exception as error:

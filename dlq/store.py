@@ -6,22 +6,20 @@ nothing of it happened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ackline.dlq import acceptance, intake, redrive, tracking
 from ackline.dlq.acceptance import Accepted
-from ackline.dlq.deadletter import DeadLetter, clean
+from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.intake import Incoming
 from ackline.dlq.outcome import Outcome
-from ackline.dlq.redrive import Claim, Consumers, Requested
 from ackline.dlq.transition import transitions
-from ackline.dlq.view import Item, Unstored
+from ackline.dlq.view import Unstored
 from ackline.infra.database import is_outage, reading, writing
-from ackline.infra.tables import redrive_items
 
 
 class Store:
@@ -31,8 +29,6 @@ class Store:
         """alerting: whether somebody is to be told of failures that are new, or return; see `ackline.dlq.alerts`."""
         self._engine = engine
         self._alerting = alerting
-
-    # --- the reviewer ----------------------------------------------------------------------------------
 
     def ingest(self, dead: Sequence[DeadLetter]) -> list[Unstored]:
         """Store *dead* in one transaction; when it returns, all of them are on disk but those that it returns.
@@ -107,37 +103,3 @@ class Store:
                 return 0
         with writing(self._engine) as connection:
             return tracking.forget(connection, before, limit)
-
-    def claim(self, limit: int, seconds: float) -> list[Claim]:
-        """Up to *limit* redrive items to publish now, marked as issued; nobody else gets them for *seconds*."""
-        with reading(self._engine) as connection:
-            if not redrive.is_waiting(connection):
-                return []
-        with writing(self._engine) as connection, transitions(connection) as moves:
-            return redrive.claim(connection, moves, limit, seconds)
-
-    def settle(self, sent: Sequence[str], put_off: dict[str, str], not_sent: dict[str, str], again_in: float) -> None:
-        """Note what became of claimed items, by id: confirmed by the broker; to be published again *again_in* seconds
-        from now, and why; impossible to send, and why."""
-        with writing(self._engine) as connection, transitions(connection) as moves:
-            redrive.confirmed(connection, sent)
-            for item_id, why in put_off.items():
-                redrive.put_off(connection, item_id, why, again_in)
-            for item_id, why in not_sent.items():
-                redrive.not_sent(connection, moves, item_id, why)
-
-    # --- operators -------------------------------------------------------------------------------------
-
-    def request_redrive(self, ids: Iterable[int], actor: str, consumers: Consumers | None = None) -> Requested:
-        """Ask the reviewer to send the dead letters *ids* back to their consumers, each at most once.
-
-        consumers: the consumers that take each type, for a dead letter that no consumer took.
-        """
-        with writing(self._engine) as connection:
-            return redrive.request(connection, ids, clean(actor), consumers or {})
-
-    def items(self, item_ids: Sequence[str]) -> list[Item]:
-        """What has become of these redrive items."""
-        query = select(*[redrive_items.c[field] for field in Item.__dataclass_fields__])
-        with reading(self._engine) as connection:
-            return [Item(**row._mapping) for row in connection.execute(query.where(redrive_items.c.id.in_(item_ids)))]

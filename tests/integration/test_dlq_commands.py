@@ -22,6 +22,7 @@ from ackline.infra.settings import Settings
 from tests.letters import handled, letter, read, worker_headers, worker_properties
 from tests.review import Review
 from tests.roles import ROOT, environment, run
+from tests.sending import settle, take
 from tests.waiting import until
 
 ACTOR = "ada"
@@ -184,9 +185,9 @@ def test_retry_waits_for_the_true_outcome(settings: Settings, store: Review) -> 
     waiting = subprocess.Popen(
         command, env=environment(settings, ACKLINE_ACTOR=ACTOR), cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
-    claims = until(lambda: store.claim(10, 30), what="the request")
+    claims = until(lambda: take(store, 10, 30), what="the request")
     items = {claim.dead_letter_id: claim.item_id for claim in claims}
-    store.settle([items[1], items[2]], {}, {items[3]: "could not be sent: too large"}, again_in=1)
+    settle(store, [items[1], items[2]], {}, {items[3]: "could not be sent: too large"}, again_in=1)
     store.outcomes([handled(items[1])])
     failed = letter("m-2", redrive=items[2], minute=5)
     store.ingest([replace(failed, error_type="SMTPRecipientsRefused", error_message="550 no such mailbox")])
@@ -203,7 +204,7 @@ def test_retry_ends_with_zero_when_all_were_handled(settings: Settings, store: R
     store.ingest([letter("m-1")])
     command = [sys.executable, "-m", "ackline.infra", "dlq", "retry", "m-1"]
     waiting = subprocess.Popen(command, env=environment(settings), cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    (claim,) = until(lambda: store.claim(10, 30), what="the request")
+    (claim,) = until(lambda: take(store, 10, 30), what="the request")
     store.outcomes([handled(claim.item_id)])
     assert waiting.communicate(timeout=120)[0] == "1: handled by billing\n"
     assert waiting.returncode == 0
@@ -213,8 +214,9 @@ def test_retry_that_waits_in_vain_says_so_and_does_not_ask_twice(settings: Setti
     store.ingest([letter()])
     told = ask(settings, "retry", "1", "--timeout", "0.1", code=3)
     assert told == "1: still under way after 0.1 s (is the reviewer running?)\n"
-    assert complaint(settings, "retry", "1") == "ackline: Dead letter 1 cannot be redriven: it is redriving.\n"
-    assert len(store.claim(10, 30)) == 1
+    held = f"it is being redriven by {settings.acting} (redrive 1)"
+    assert complaint(settings, "retry", "1") == f"ackline: Dead letter 1 cannot be redriven: {held}.\n"
+    assert len(take(store, 10, 30)) == 1
 
 
 def test_retry_without_waiting_only_asks(settings: Settings, store: Review) -> None:

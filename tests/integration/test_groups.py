@@ -33,6 +33,7 @@ from ackline.infra.tables import (
 )
 from ackline.infra.wire import now
 from tests.letters import handled, letter
+from tests.sending import request_redrive, settle, take
 
 ADA = Actor("ada", Role.OPERATOR)
 
@@ -71,9 +72,9 @@ def only(groups: Groups) -> Group:
 
 def redrive(store: Store, row_id: int) -> str:
     """Have the row redriven up to the broker's confirm; returns the item."""
-    item_id = store.request_redrive([row_id], "ada").items[row_id]
-    store.claim(10, 30)
-    store.settle([item_id], {}, {}, again_in=1)
+    item_id = request_redrive(store, [row_id], "ada").items[row_id]
+    take(store, 10, 30)
+    settle(store, [item_id], {}, {}, again_in=1)
     return item_id
 
 

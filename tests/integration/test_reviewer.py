@@ -33,6 +33,7 @@ from tests.hand_framed import HEADERS, TIMESTAMP, HandFramedClient, deep_table, 
 from tests.letters import BODY, worker_headers, worker_properties
 from tests.review import Review
 from tests.roles import role
+from tests.sending import items_of, request_redrive, take
 from tests.waiting import until
 
 BILLING = ConsumerQueue("billing", ("order.placed",))
@@ -416,11 +417,11 @@ def test_a_redriven_message_that_a_worker_handles_is_handled(
     with reviewing(ackline_settings):
         die(publisher, "m-1")
         (row,) = rows(store, 1)
-        item_id = store.request_redrive([row.id], "ada").items[row.id]
+        item_id = request_redrive(store, [row.id], "ada").items[row.id]
         tag, trail, body = deliver(channel, "billing")
         assert (trail.consumer, trail.attempt, trail.redrive, trail.history) == ("billing", 1, item_id, ())
         assert (trail.exchange, trail.routing_key, body) == (MESSAGES, "order.placed", BODY)
-        until(lambda: store.items([item_id])[0].state == ItemState.CONFIRMED, what="the confirm")
+        until(lambda: items_of(store, [item_id])[0].state == ItemState.CONFIRMED, what="the confirm")
         assert store.get(row.id).state == "redriving", "handled is what the worker says, not that it was sent"
         succeed(publisher, trail)
         channel.basic_ack(tag)
@@ -433,7 +434,7 @@ def test_a_redriven_message_that_fails_again_is_in_review_again(
     with reviewing(ackline_settings):
         die(publisher, "m-1")
         (row,) = rows(store, 1)
-        store.request_redrive([row.id], "ada")
+        request_redrive(store, [row.id], "ada")
         _, trail, _ = deliver(channel, "billing")
         assert trail.redrive is not None
         die(publisher, "m-1", redrive=trail.redrive)
@@ -448,7 +449,7 @@ def test_a_redriven_message_whose_consumer_is_gone_is_in_review_again(
     with reviewing(ackline_settings):
         die(publisher, "m-1", consumer="ghost")
         (row,) = rows(store, 1)
-        store.request_redrive([row.id], "ada")
+        request_redrive(store, [row.id], "ada")
         until(lambda: store.get(row.id).redrive_count == 1, what="the dead letter to come back")
     found = store.get(row.id)
     assert (found.state, found.reason) == ("in review", "The consumer 'ghost' is gone: its queue does not exist.")
@@ -464,7 +465,7 @@ def test_a_message_whose_headers_leave_no_room_is_in_review_again(
     channel.basic_reject(tag, requeue=False)
     with reviewing(ackline_settings):
         (row,) = rows(store, 1)
-        store.request_redrive([row.id], "ada")
+        request_redrive(store, [row.id], "ada")
         found = until(lambda: one if (one := store.get(row.id)).send_error else None, what="the refusal")
     assert found.state == "in review"
     assert "could not be sent: Its headers do not fit" in (found.send_error or "")
@@ -476,12 +477,12 @@ def test_what_was_issued_before_a_crash_is_published_after_it(
     with reviewing(ackline_settings):
         die(publisher, "m-1")
         (row,) = rows(store, 1)
-    item_id = store.request_redrive([row.id], "ada").items[row.id]
-    assert len(store.claim(10, seconds=1)) == 1  # and here that reviewer died
+    item_id = request_redrive(store, [row.id], "ada").items[row.id]
+    assert len(take(store, 10, seconds=1)) == 1  # and here that reviewer died
     with reviewing(ackline_settings):
         _, trail, _ = deliver(channel, "billing")
         assert trail.redrive == item_id
-        until(lambda: store.items([item_id])[0].state == ItemState.CONFIRMED, what="the confirm")
+        until(lambda: items_of(store, [item_id])[0].state == ItemState.CONFIRMED, what="the confirm")
 
 
 def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
@@ -492,7 +493,7 @@ def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
         for slice_ in range(MOST_SLICES):
             die(publisher, *[f"m-{slice_}-{n}" for n in range(SLICE)])
             found = rows(store, (slice_ + 1) * SLICE)[:SLICE]
-            items = list(store.request_redrive([row.id for row in found], "ada").items.values())
+            items = list(request_redrive(store, [row.id for row in found], "ada").items.values())
             until(lambda: _confirmed(store, items), what="the first redrives")  # noqa: B023
             reviewer.kill()
             confirmed = _confirmed(store, items)
@@ -512,7 +513,7 @@ def test_a_reviewer_killed_in_the_middle_of_redrives_sends_every_one(
 
 
 def _confirmed(store: Review, items: list[str]) -> int:
-    return sum(item.state == ItemState.CONFIRMED for item in store.items(items))
+    return sum(item.state == ItemState.CONFIRMED for item in items_of(store, items))
 
 
 def test_an_outcome_that_no_worker_writes_is_counted_and_holds_nobody_up(

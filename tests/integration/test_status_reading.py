@@ -19,6 +19,7 @@ from ackline.infra.wire import now, uuid7
 from ackline.producer.status import Status, status, statuses, waiting
 from tests.letters import letter, read
 from tests.review import Review
+from tests.sending import request_redrive
 
 TYPE = "order.placed"
 CONSUMERS = {TYPE: ["billing"]}
@@ -97,7 +98,7 @@ def test_a_redrive_is_followed_and_its_tries_are_added(engine: Engine, store: Re
     store.outcomes([told("dead", 2, error="gave up")])
     store.ingest([letter()])
     (row,) = store.page()
-    item = store.request_redrive([row.id], "ada").items[row.id]
+    item = request_redrive(store, [row.id], "ada").items[row.id]
     reason = letter().reason
     assert brief(look(engine)) == [("billing", "redriving", 2, reason)]
     store.outcomes([told("started", 1, redrive=item)])
@@ -117,7 +118,7 @@ def test_a_redrive_that_failed_is_in_review_again_whatever_its_worker_reports_la
 ) -> None:
     store.ingest([letter()])
     (row,) = store.page()
-    item = store.request_redrive([row.id], "ada").items[row.id]
+    item = request_redrive(store, [row.id], "ada").items[row.id]
     store.ingest([letter(redrive=item, minute=5)])
     store.outcomes([told("started", 1, redrive=item)])
     assert brief(look(engine)) == [("billing", "in review", 4, letter().reason)]
