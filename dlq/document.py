@@ -32,7 +32,8 @@ def read(payload: bytes) -> Any:
         raise NotJson(_TOO_DEEP) from None
     except ValueError as error:
         raise NotJson(str(error)) from None
-    if is_too_deep(document):
+    # What has no more brackets than levels is not looked through.
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and is_too_deep(document):
         raise NotJson(_TOO_DEEP)
     return document
 
@@ -72,8 +73,7 @@ def _written(value: Any) -> str:
     return str(value) if isinstance(value, Decimal) else _text(value)
 
 
-def _text(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+_text = json.JSONEncoder(ensure_ascii=False).encode
 
 
 def plain(document: Any) -> Any:

@@ -44,7 +44,7 @@ def replaced(headers: Table, wanted: Mapping[str, Any]) -> Table:
     unchanged: set[bytes] = set()
     known = {text(header): header for header in headers.names() if _is_application(header)}
     shown = plain(headers.decoded())
-    for header, value in wanted.items():
+    for header, value in document.plain(dict(wanted)).items():
         if header in known and document.same(shown[header], value):
             unchanged.add(known[header])
         elif fault := _header_fault(header, value):

@@ -53,13 +53,18 @@ class Shape:
         self._extras: list[Any] = []  # of a model: what has no field's name
         self._items: list[Any] = []  # of a named tuple
         self._within: list[Any] = []  # of a list, or a mapping
+        self._members: dict[str | None, Shape] = {}
         left = list(annotations)
         while left:
             self._take(left.pop(), left)
 
     def at(self, name: str) -> Shape:
         """The shape of the member of that name, or of the item that a JSON Pointer calls so."""
-        return self._of(self._fields.get(name, self._extras) + self._items)
+        known = name if name in self._fields else None
+        found = self._members.get(known)
+        if found is None:
+            found = self._members[known] = self._of(self._fields.get(name, self._extras) + self._items)
+        return found
 
     @cached_property
     def item(self) -> Shape:
@@ -74,8 +79,8 @@ class Shape:
     def _of(self, described: list[Any]) -> Shape:
         annotations = described + self._within
         if self.is_hidden or not (annotations or self._is_open):
-            return Shape([_Hidden])
-        return Shape(annotations or [Any])
+            return _shape(_Hidden)
+        return _shape(*(annotations or [Any]))
 
     def annotations(self) -> Iterator[Any]:
         """Those of what may be within."""
@@ -170,20 +175,31 @@ class Shape:
         self._fields.setdefault(name, []).append(_Within(tuple(rest), annotation) if rest else annotation)
 
 
+#: By the identities of their annotations, each of which is held here, so that a contract that holds itself has an end.
+_shapes: dict[tuple[int, ...], tuple[tuple[Any, ...], Shape]] = {}
+
+
+def _shape(*annotations: Any) -> Shape:
+    key = tuple(map(id, annotations))
+    found = _shapes.get(key)
+    if found is None:
+        found = _shapes[key] = annotations, Shape(annotations)
+    return found[1]
+
+
 @cache
 def shape_of(model: type[BaseModel]) -> Shape | None:
     """The shape of messages of *model*; None when nothing of them is hidden."""
-    # Each annotation is held by the one before it, so that no id is used again.
-    seen: dict[int, Any] = {}
+    seen: set[int] = set()
     left: list[Any] = [model]
     while left:
         annotation = left.pop()
         if id(annotation) in seen:
             continue
-        seen[id(annotation)] = annotation
-        shape = Shape([annotation])
+        shape = _shape(annotation)  # which holds it, so that no id is used again
         if shape.is_hidden:
-            return Shape([model])
+            return _shape(model)
+        seen.add(id(annotation))
         left.extend(shape.annotations())
     return None
 
