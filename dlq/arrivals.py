@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, bindparam, case, delete, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, delete, exists, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq import fingerprint
@@ -64,6 +64,11 @@ def note(connection: Connection, arrivals: Sequence[Arrival], at: datetime, *, a
             connection.execute(insert(alerts), [told | alert for told in news])
 
 
+def are_incomplete(connection: Connection) -> bool:
+    """Whether there are dead letters without a fingerprint."""
+    return bool(connection.scalar(select(exists().where(dead_letters.c.fingerprint == ""))))
+
+
 def complete(connection: Connection, at: datetime, limit: int) -> int:
     """Give up to *limit* dead letters that have none their fingerprints. Returns how many it were.
 
@@ -85,6 +90,11 @@ def complete(connection: Connection, at: datetime, limit: int) -> int:
         known = [Arrival(one, row.id, row.type, row.received_at) for row, one in zip(rows, found, strict=True)]
         connection.execute(_COMPLETED[connection.dialect.name], _groups(known, at))
     return len(rows)
+
+
+def are_old(connection: Connection, before: datetime) -> bool:
+    """Whether something is counted of what arrived *before*."""
+    return bool(connection.scalar(select(exists().where(fingerprint_rates.c.bucket < before))))
 
 
 def forget_rates(connection: Connection, before: datetime, limit: int) -> int:

@@ -13,7 +13,7 @@ import re
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator
 from pydantic_settings import (
@@ -125,6 +125,15 @@ class Settings(BaseSettings):
 
     desk_host: str = "127.0.0.1"
     desk_port: int = Field(default=8001, ge=0, le=65535)
+
+    alert_url: str | None = Field(
+        default=None,
+        description="http[s] address that is told of failures that are new or return; Slack's webhooks, too",
+        repr=False,
+    )
+    alert_format: Literal["slack", "json"] | None = Field(
+        default=None, description="what it is told in; Slack's for hooks.slack.com, else JSON"
+    )
 
     status_keep_days: float = Field(
         default=STATUS_KEEP_DAYS, gt=0, description="days after its last change that the status of a message is kept"
