@@ -9,8 +9,10 @@ from ackline.dlq.audit import Audit
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.edits import Edits
 from ackline.dlq.groups import Groups
+from ackline.dlq.ledger import Ledger
 from ackline.dlq.letters import Letters
 from ackline.dlq.people import People
+from ackline.dlq.redrives import Redrives
 from ackline.infra.settings import Settings
 
 
@@ -27,3 +29,5 @@ class Desk:
         self.letters = Letters(engine, contracts, self.approvals)
         self.groups = Groups(engine)
         self.edits = Edits(engine, contracts, self.approvals)
+        self.redrives = Redrives(engine, settings, contracts, self.approvals)
+        self.ledger = Ledger(engine, settings)
