@@ -10,6 +10,7 @@ from functools import partial
 import click
 from sqlalchemy import Engine
 
+from ackline.dlq.alerts import AlertSender
 from ackline.dlq.approvals import Approvals
 from ackline.dlq.cli import letter_view as display
 from ackline.dlq.contracts import Contracts
@@ -52,6 +53,7 @@ def reviewer() -> None:
             grace_seconds=configured.grace_seconds,
             status_keep_days=configured.status_keep_days,
             contracts=partial(Contracts.of, configured),
+            alerts=AlertSender(engine, configured, configured.alert_url) if configured.alert_url else None,
         )
         stop_on_signal(role.stop)
         role.run()

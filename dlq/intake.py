@@ -132,11 +132,11 @@ def _rows_of_redrives(connection: Connection, dead: Iterable[Incoming]) -> dict[
     items = redrive_items.c
     found: dict[tuple[str | None, str, bytes], int] = {}
     for names in _chunks({one.letter.sent_by for one in dead if one.letter.sent_by}):
-        sent = func.coalesce(items.body_sha256, dead_letters.c.body_sha256)
+        # The hash is of what was sent, which may have been edited; of what was not there is none.
         query = (
-            select(items.id, items.consumer, sent, dead_letters.c.id)
+            select(items.id, items.consumer, items.body_sha256, dead_letters.c.id)
             .join_from(redrive_items, dead_letters, items.dead_letter_id == dead_letters.c.id)
-            .where(items.id.in_(names))
+            .where(items.id.in_(names), items.body_sha256.is_not(None))
         )
         for item_id, consumer, digest, row_id in connection.execute(query):
             found[item_id, consumer, bytes(digest)] = row_id

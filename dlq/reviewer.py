@@ -4,8 +4,9 @@ Outcomes of redriven messages answer their redrives; those of tracked messages b
 while and then forgotten, with the record that the broker had accepted them (`ackline.dlq.acceptance`).
 
 Threads: the I/O thread of the `Feed` consumes and acks; the main thread reads, commits, then has them acked; the
-`Sender` publishes redrives on a connection of its own; the `Finisher` ends plans whose maker died. Nothing is acked
-before it is committed, so what the reviewer has not stored the broker still has, whatever happens to either.
+`Sender` publishes redrives on a connection of its own; the `Finisher` ends plans whose maker died; the `AlertSender`
+tells of failures that are new or return; `Chores` are what nobody waits for. Nothing is acked before it is
+committed, so what the reviewer has not stored the broker still has, whatever happens to either.
 
 A dead letter that the database does not take is given back to its queue, again and again, and logged: it is neither
 lost nor in the way of the others. An outcome that no worker writes is logged, counted and dropped: it carries nobody's
@@ -23,7 +24,9 @@ from functools import cache
 
 from sqlalchemy import Engine
 
-from ackline.dlq import acceptance, deadletter, outcome
+from ackline.dlq import acceptance, chores, deadletter, outcome
+from ackline.dlq.alerts import AlertSender
+from ackline.dlq.chores import Chores
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.feed import Arrival, Feed
@@ -41,11 +44,11 @@ from ackline.infra.wire import now
 
 log = logging.getLogger(__name__)
 
-#: Deliveries of each queue that are held unacked at most, so that some arrive while others are committed. Outcomes are
-#: small, and as many as the workers handle.
-PREFETCH = {DEAD: 500, UNROUTED: 500, OUTCOMES: 2000, ACCEPTED: 500}
 #: Deliveries, and bytes of payload, in one transaction at most.
-BATCH, BATCH_BYTES = 1000, 32 * 1024 * 1024
+BATCH, BATCH_BYTES = 500, 32 * 1024 * 1024
+#: Deliveries of each queue that are held unacked at most: two batches, so that one arrives while another is committed.
+#: Outcomes are small, and as many as the workers handle.
+PREFETCH = {DEAD: 2 * BATCH, UNROUTED: BATCH, OUTCOMES: 4 * BATCH, ACCEPTED: BATCH}
 #: Seconds between looks for statuses to forget, and how many are deleted in one transaction at most.
 FORGET_SECONDS, FORGET_BATCH = 60.0, 1000
 #: Seconds that a batch waits for more.
@@ -67,19 +70,22 @@ class Reviewer:
         grace_seconds: float = 10.0,
         status_keep_days: float = STATUS_KEEP_DAYS,
         contracts: Callable[[], Contracts] = lambda: Contracts({}),
+        alerts: AlertSender | None = None,
     ) -> None:
         """url: the broker. engine: the database, whose tables are up to date. grace_seconds: how long `stop` takes.
 
         status_keep_days: a status that has not changed for so long is forgotten. contracts: of the application, which
-        is imported only when a redrive needs it: one with a patch, or one whose plan somebody else did not end.
+        is imported only when a redrive needs it: one with a patch, or one whose plan somebody else did not end. alerts:
+        tells of failures, if somebody is to be told.
         """
-        self._store = Store(engine)
+        self._store = Store(engine, alerting=alerts is not None)
         self._feed = Feed(url, PREFETCH, declare=lambda: declare(url))
         self._status_kept = timedelta(days=status_keep_days)
         self._forget_at = 0.0
         contracts = cache(contracts)
         self._sender = Sender(engine, url, contracts)
         self._finisher = Finisher(engine, url, contracts)
+        self._beside: list[Chores | AlertSender] = [Chores(chores.of_groups(engine)), *([alerts] if alerts else [])]
         self._grace = grace_seconds
         self._stopping = threading.Event()
         self._outage = Outage("taking dead letters", self._stopping)
@@ -96,6 +102,8 @@ class Reviewer:
             self._feed.start(CONNECT_SECONDS)
             self._sender.start()
             self._finisher.start()
+            for thread in self._beside:
+                thread.start()
             ready()
             while not self._stopping.is_set():
                 self._take(timeout=0.25)
@@ -103,6 +111,8 @@ class Reviewer:
             deadline = time.monotonic() + self._grace
             self._finish(deadline)
         finally:
+            for thread in self._beside:
+                thread.stop(0.5)
             self._finisher.stop(2.0)
             self._sender.stop(max((deadline or 0.0) - time.monotonic(), 0.5))
             self._feed.stop(2.0)

@@ -17,20 +17,20 @@ from sqlalchemy import Engine, select, update
 
 from ackline.dlq import alerts as rows
 from ackline.dlq.alerts import AlertSender
+from ackline.dlq.chores import Chores, of_groups
 from ackline.dlq.groups import Groups
 from ackline.dlq.rights import Actor, Role
 from ackline.dlq.store import Store
-from ackline.dlq.upkeep import CHORES
 from ackline.infra import database
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.ports import LOOPBACK, free_port
 from ackline.infra.settings import Settings
-from ackline.infra.tables import AlertState, GroupStatus, alerts, dead_letters, fingerprints
+from ackline.infra.tables import AlertState, GroupStatus, alerts, dead_letters, fingerprint_counts, fingerprints
 from ackline.infra.wire import now
 from ackline.producer import webhook
 from ackline.producer.callbacks import PAUSES
 from ackline.producer.outbound import Answer, NoAnswer
-from tests.integration.test_groups import dead
+from tests.integration.test_groups import dead, differences
 from tests.receiver import Answering, Received, Receiver
 from tests.waiting import until
 
@@ -177,10 +177,7 @@ def test_alerts_that_are_finished_are_forgotten_at_last(store: Store, engine: En
         first = select(alerts.c.id).order_by(alerts.c.id).limit(1).scalar_subquery()
         finished = {"state": AlertState.DELIVERED, "finished_at": ago, "at": ago}
         connection.execute(update(alerts).where(alerts.c.id == first).values(finished))
-        chore = CHORES["old alerts"]
-        assert chore.is_due(connection)
-        assert chore.do(connection, 10) == 1
-        assert not chore.is_due(connection)
+    assert of_groups(engine)["forgetting alerts"]() is False, "there is no more"
     assert states(engine) == [AlertState.WAITING]
 
 
@@ -207,13 +204,18 @@ def test_nobody_who_listens_holds_up_no_dead_letter(store: Store, engine: Engine
     assert states(engine) == [AlertState.WAITING]
 
 
-def test_the_upkeep_gives_dead_letters_their_fingerprints(store: Store, engine: Engine) -> None:
-    store.ingest([dead("m-1")])
-    chore = CHORES["fingerprints of dead letters that have none"]
+def test_chores_give_dead_letters_their_fingerprints(store: Store, engine: Engine) -> None:
+    store.ingest([dead(f"m-{number}") for number in range(600)])
     with database.writing(engine) as connection:
-        assert not chore.is_due(connection)
         connection.execute(update(dead_letters).values(fingerprint=""))
         connection.execute(fingerprints.delete())
-        assert chore.is_due(connection)
-        assert chore.do(connection, 10) == 1
-        assert connection.scalars(select(fingerprints.c.error_type)).all() == ["ValueError"]
+        connection.execute(fingerprint_counts.delete())
+    chores = Chores({"failing": lambda: 1 // 0 > 0, **of_groups(engine)})
+    chores.start()
+    until(lambda: differences(engine) == [] and arrivals_of(engine) == [600], what="all counted")
+    chores.stop(60)
+
+
+def arrivals_of(engine: Engine) -> list[int]:
+    with database.reading(engine) as connection:
+        return list(connection.scalars(select(fingerprints.c.arrivals)))
