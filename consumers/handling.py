@@ -15,6 +15,7 @@ Nothing here touches the broker: the worker acts on the `Settlement`.
 
 from __future__ import annotations
 
+import json
 import logging
 import random
 import time
@@ -32,7 +33,8 @@ from ackline.consumers.consumer import Consumer
 from ackline.consumers.context import Context
 from ackline.consumers.decision import Ack, Failure, InvalidBody, Park, Reject, Retry, decide
 from ackline.consumers.delivery import Delivery
-from ackline.consumers.masking import Mask, holds_secrets, mask_of, mask_of_body
+from ackline.consumers.masking import Mask, mask_of, mask_of_body
+from ackline.consumers.shape import shape_of
 from ackline.consumers.stopping import NEVER, Stopping
 from ackline.infra import wire
 from ackline.infra.durations import written
@@ -214,10 +216,12 @@ def settle(
 def mask_for(way: Way, delivery: Delivery, trail: wire.Trail) -> Mask:
     """What takes the message's secrets out of a text. The message is read again: few failures have any."""
     model = way.consumer.types.get(wire.message_type(delivery.properties, trail.routing_key))
-    if model is None or not holds_secrets(model):
-        return str
     try:
-        return mask_of(model.__pydantic_validator__.validate_json(delivery.body))
+        shape = None if model is None else shape_of(model)
+        if model is None or shape is None:
+            return str
+        message = model.__pydantic_validator__.validate_json(delivery.body)
+        return mask_of(message, list(shape.secrets(json.loads(delivery.body))))
     except Exception:  # as it was when it was to be handled; so nobody can tell which values are secret
         return mask_of_body(delivery.body)
 

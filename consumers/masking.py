@@ -2,8 +2,8 @@
 
 What a handler raises may quote its message, in its own text, in that of a library, or in one that was chained to it.
 The text goes into headers, logs, reports and the database, where many more people read than the message was for. So the
-values of the contract's `SecretStr`, `SecretBytes` and `Secret` fields are replaced there, wherever in the message they
-are: as they are, and as Python, JSON and URLs write them.
+values of what the contract hides (`ackline.consumers.shape`) are replaced there, wherever in the message they are: as
+they are, and as Python, JSON and URLs write them.
 
 A value of fewer than `SHORT` characters is replaced only where it stands by itself: `12` is masked, and `2012` is not,
 for else the text would become unreadable, and tell the value by its gaps. What a handler made of a secret, such as a
@@ -17,11 +17,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
 from urllib.parse import quote, quote_plus
 
 from pydantic import BaseModel, Secret, SecretBytes, SecretStr
@@ -38,9 +35,12 @@ _SECRET = (Secret, SecretStr, SecretBytes)
 Mask = Callable[[str], str]
 
 
-def mask_of(*messages: BaseModel) -> Mask:
-    """A function that returns a text without the secrets of *messages*."""
-    return _mask(secret for message in messages if holds_secrets(type(message)) for secret in _secrets(message))
+def mask_of(message: BaseModel, hidden: Sequence[object] = ()) -> Mask:
+    """A function that returns a text without the secrets of *message*.
+
+    hidden: what else is hidden of it, as JSON has it. When it has more than `MOST_VALUES`, nothing of the text is left.
+    """
+    return _mask_within_bounds(_values(hidden), _secrets(message))
 
 
 def mask_of_body(body: bytes) -> Mask:
@@ -56,8 +56,12 @@ def mask_of_body(body: bytes) -> Mask:
 
 def mask_of_values(document: object) -> Mask:
     """The same for what *document* holds, in lists and dictionaries as JSON has them."""
-    values = list(islice(_values(document), MOST_VALUES + 1))
-    return _mask(values) if len(values) <= MOST_VALUES else _withhold
+    return _mask_within_bounds(_values(document))
+
+
+def _mask_within_bounds(found: Iterator[object], secrets: Iterable[object] = ()) -> Mask:
+    values = list(islice(found, MOST_VALUES + 1))
+    return _mask([*secrets, *values]) if len(values) <= MOST_VALUES else _withhold
 
 
 def _withhold(text: str) -> str:
@@ -102,7 +106,7 @@ def _values(value: object) -> Iterator[object]:
         value = left.pop()
         if isinstance(value, dict):
             left.extend(value.values())
-        elif isinstance(value, list):
+        elif isinstance(value, list | tuple):
             left.extend(value)
         elif value is not None and not isinstance(value, bool):
             yield value
@@ -125,33 +129,3 @@ def _secrets(value: object) -> Iterator[object]:
             left.extend(value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             left.extend(getattr(value, field.name) for field in dataclasses.fields(value))
-
-
-@cache
-def holds_secrets(model: type[BaseModel]) -> bool:
-    """Whether messages of *model* may hold secrets: decided by its annotations, once."""
-    seen: set[type] = set()
-    left: list[Any] = [model]
-    while left:
-        annotation = left.pop()
-        if isinstance(annotation, type) and issubclass(annotation, _SECRET):
-            return True
-        left.extend(typing.get_args(annotation))
-        left.extend(filter(None, [typing.get_origin(annotation), getattr(annotation, "__value__", None)]))
-        if isinstance(annotation, type) and annotation not in seen:
-            seen.add(annotation)
-            left.extend(_fields(annotation))
-    return False
-
-
-def _fields(cls: type) -> Iterable[Any]:
-    """The annotations of what an instance of *cls* is made of."""
-    if issubclass(cls, BaseModel):
-        return [field.annotation for field in cls.model_fields.values()]
-    is_typed_dict = hasattr(cls, "__required_keys__")  # typing's, or that of typing_extensions
-    if dataclasses.is_dataclass(cls) or is_typed_dict or (issubclass(cls, tuple) and cls is not tuple):
-        try:
-            return typing.get_type_hints(cls).values()
-        except NameError:  # defined in a function, where pydantic could look it up: it may hold one
-            return (SecretStr,)
-    return ()

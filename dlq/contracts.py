@@ -10,11 +10,11 @@ from pydantic import BaseModel, ValidationError
 from ackline.consumers.consumer import Consumer, load_consumers
 from ackline.consumers.handling import nameable
 from ackline.consumers.masking import MASK, Mask, mask_of_values
+from ackline.consumers.shape import Shape, shape_of
 from ackline.dlq import document
 from ackline.dlq.condition import spelled
 from ackline.dlq.document import NotJson
 from ackline.dlq.errors import Fault
-from ackline.dlq.shape import Shape, shape_of
 from ackline.infra.settings import Settings
 from ackline.infra.table import text
 from ackline.producer.errors import InvalidMessage

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
+from ackline.consumers.shape import Shape
 from ackline.dlq import document
 from ackline.dlq.condition import ROOT, spelled
 from ackline.dlq.deadletter import clean
 from ackline.dlq.document import NotJson
-from ackline.dlq.shape import Shape
 from ackline.infra import wire
 from ackline.infra.terminal import plain
 

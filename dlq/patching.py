@@ -21,10 +21,10 @@ from jsonpatch import (
     PatchOperation,
 )
 
+from ackline.consumers.shape import Shape
 from ackline.dlq import document
 from ackline.dlq.document import NotJson
 from ackline.dlq.errors import Fault, Invalid
-from ackline.dlq.shape import Shape
 
 #: Operations of a patch, and bytes of it, at most.
 MAX_OPERATIONS, MAX_PATCH = 100, 256 * 1024

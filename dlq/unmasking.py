@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ackline.consumers.masking import MASK
+from ackline.consumers.shape import Shape
 from ackline.dlq import document
 from ackline.dlq.condition import ABSENT, spelled
 from ackline.dlq.errors import Fault
-from ackline.dlq.shape import Shape
 
 _Path = tuple[str | int, ...]
 _NOTHING = "it is masked, and there is no secret to keep: write the value"

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, SecretStr, field_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator
 
 from ackline.consumers import AlreadyHandled, Context, Park, Reject, RetryLater, RetryPolicy, fixed
 from ackline.consumers.consumer import Consumer
@@ -712,6 +712,20 @@ def test_no_secret_of_the_message_is_in_anything_that_is_said_of_its_failure(
 
 def test_a_reason_that_the_handler_gives_is_masked() -> None:
     settlement = _handled(raises=Reject(f"the card {SECRET} is blocked"), body=PAID_BY)
+    assert _reason(settlement) == "the card ********** is blocked"
+
+
+def test_what_a_contract_marks_is_masked_as_a_secret_is() -> None:
+    @message("test.handling.marked")
+    class Marked(BaseModel):
+        card: str = Field(json_schema_extra={"x-masked": True})
+
+    def charge(marked: Marked, _: object) -> None:
+        raise Reject(f"the card {marked.card} is blocked")
+
+    consumer = Consumer("billing", charge, {TYPE: Marked}, fixed(attempts=1), True, False)
+    given = Properties.from_wire(Properties(message_id="m-1", type=TYPE).wire)
+    settlement = handle(Way(consumer, WORKER, charge, wants_context=True), Delivery(MESSAGES, TYPE, given, PAID_BY))
     assert _reason(settlement) == "the card ********** is blocked"
 
 

@@ -12,7 +12,8 @@ import pytest
 from pydantic import BaseModel, Field, RootModel, Secret, SecretBytes, SecretStr
 from typing_extensions import TypedDict
 
-from ackline.consumers.masking import MASK, MOST_VALUES, holds_secrets, mask_of, mask_of_body
+from ackline.consumers.masking import MASK, MOST_VALUES, mask_of, mask_of_body
+from ackline.consumers.shape import shape_of
 
 
 class Plain(BaseModel):
@@ -92,7 +93,7 @@ def test_a_secret_is_masked_wherever_it_is_in_the_message(written: str) -> None:
 
 @pytest.mark.parametrize("model", [Everywhere, Card, Root, Typed, Extra])
 def test_a_contract_with_secrets_is_known_by_its_annotations(model: type[BaseModel]) -> None:
-    assert holds_secrets(model)
+    assert shape_of(model) is not None
 
 
 def test_a_class_whose_annotations_cannot_be_read_may_hold_one() -> None:
@@ -109,9 +110,8 @@ def test_a_class_whose_annotations_cannot_be_read_may_hold_one() -> None:
 
 
 def test_what_is_no_secret_stays() -> None:
-    assert not holds_secrets(Plain)
+    assert shape_of(Plain) is None
     assert mask_of(Plain())("4111111111111111") == "4111111111111111"
-    assert mask_of()("text") == "text"
 
 
 def test_a_secret_of_another_kind_is_masked_as_it_is_shown() -> None:
@@ -145,9 +145,10 @@ def test_of_a_secret_within_another_nothing_is_left() -> None:
     assert mask_of(message)("password-1 pass") == f"{MASK} {MASK}"
 
 
-def test_the_secrets_of_several_messages_are_masked() -> None:
-    mask = mask_of(Plain(), Card(number=SecretStr("first")), Card(number=SecretStr("second")))
-    assert mask("first, second, third") == f"{MASK}, {MASK}, third"
+def test_what_else_a_contract_hides_is_masked() -> None:
+    mask = mask_of(Card(number=SecretStr("first")), [{"street": "second"}, "third"])
+    assert mask("first, second, third, street") == f"{MASK}, {MASK}, {MASK}, street"
+    assert mask_of(Plain(), ["x"] * MOST_VALUES * 2)("text") == "(withheld: it may quote a secret)"
 
 
 def test_of_a_body_that_is_no_message_every_value_is_masked() -> None:

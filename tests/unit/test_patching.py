@@ -9,11 +9,11 @@ import pytest
 from jsonpatch import JsonPointer
 from pydantic import BaseModel, SecretStr
 
+from ackline.consumers.shape import shape_of
 from ackline.dlq import document, patching
 from ackline.dlq.document import NotJson
 from ackline.dlq.errors import Invalid
 from ackline.dlq.patching import MAX_OPERATIONS, MAX_PATCH, MAX_PAYLOAD, prepare
-from ackline.dlq.shape import shape_of
 
 
 class Card(BaseModel):

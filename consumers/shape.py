@@ -34,10 +34,14 @@ class _Hidden:
     """Stands for the annotation of what is hidden."""
 
 
+class _Undescribed:
+    """Stands for the annotation of what the contract does not describe, and so does not read."""
+
+
 class _Within(typing.NamedTuple):
     """What a field reads at *path* below the name that it is under."""
 
-    path: tuple[str, ...]
+    path: tuple[str | int, ...]
     annotation: Any
 
 
@@ -48,10 +52,11 @@ class Shape:
         """annotations: types, as pydantic takes them. They are looked into as deep as somebody asks."""
         #: Whether all of it is hidden.
         self.is_hidden = False
+        self._is_secret = False  # because the contract says so
         self._is_open = False  # anything may be there, and be shown
         self._fields: dict[str, list[Any]] = {}
         self._extras: list[Any] = []  # of a model: what has no field's name
-        self._items: list[Any] = []  # of a named tuple
+        self._items: list[Any] = []  # of a named tuple, or of a list by its index
         self._within: list[Any] = []  # of a list, or a mapping
         self._members: dict[str | None, Shape] = {}
         left = list(annotations)
@@ -79,7 +84,7 @@ class Shape:
     def _of(self, described: list[Any]) -> Shape:
         annotations = described + self._within
         if self.is_hidden or not (annotations or self._is_open):
-            return _shape(_Hidden)
+            return _shape(_Hidden if self._is_secret else _Undescribed)
         return _shape(*(annotations or [Any]))
 
     def annotations(self) -> Iterator[Any]:
@@ -99,10 +104,10 @@ class Shape:
         return document if self.shows_text else MASK
 
     def secrets(self, document: Any) -> Iterator[Any]:
-        """What `shown` masks."""
-        if document is None:
+        """What `shown` masks, but for what the contract does not describe, and so does not read."""
+        if document is None or (self.is_hidden and not self._is_secret):
             return
-        if self.is_hidden or not (self.shows_text or isinstance(document, (dict, list))):
+        if self._is_secret or not (self._is_open or isinstance(document, (dict, list))):
             yield document
         elif isinstance(document, dict):
             for name, inner in document.items():
@@ -111,19 +116,25 @@ class Shape:
             for inner in document:
                 yield from self.item.secrets(inner)
 
+    def _hide(self) -> None:
+        self.is_hidden = self._is_secret = True
+
     def _take(self, annotation: Any, left: list[Any]) -> None:
         """Note what *annotation* says; into *left* go those that say it in its place."""
         origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
         if annotation in (None, type(None), ...):
             return
-        if annotation is _Hidden or isinstance(annotation, (str, ForwardRef)):  # of an unknown type: it may be one
+        if annotation is _Undescribed:
             self.is_hidden = True
+        elif annotation is _Hidden or isinstance(annotation, (str, ForwardRef)):  # of an unknown type: it may be one
+            self._hide()
         elif isinstance(annotation, _Within):
             self._take_field(annotation.path, annotation.annotation)
         elif annotation in (Any, JsonValue) or origin is Literal:
             self._is_open = True
         elif origin is Annotated:
-            self.is_hidden |= any(isinstance(found, FieldInfo) and _is_marked(found) for found in arguments[1:])
+            if any(isinstance(found, FieldInfo) and _is_marked(found) for found in arguments[1:]):
+                self._hide()
             left.append(arguments[0])
         elif (alias := origin or annotation) and hasattr(alias, "__value__"):  # `type X = ...`
             left += [alias.__value__, *arguments]
@@ -138,11 +149,12 @@ class Shape:
 
     def _take_class(self, cls: type, arguments: tuple[Any, ...], left: list[Any]) -> None:
         if issubclass(cls, _SECRET):
-            self.is_hidden = True
+            self._hide()
         elif issubclass(cls, RootModel):
             left.append(_annotation(cls.model_fields["root"]))
         elif issubclass(cls, Mapping) and arguments:
-            self.is_hidden |= Shape(arguments[:1]).is_hidden
+            if Shape(arguments[:1]).is_hidden:
+                self._hide()
             self._within += arguments[1:]
         elif _has_fields(cls):
             self._within += arguments
@@ -163,16 +175,20 @@ class Shape:
         try:
             hints = typing.get_type_hints(cls, include_extras=True)
         except NameError:  # defined in a function, where pydantic could look it up: any of it may be hidden
-            self.is_hidden = True
+            self._hide()
             return
         for name, hint in hints.items():
             self._take_field((name,), hint)
         if issubclass(cls, tuple):
             self._items += hints.values()
 
-    def _take_field(self, path: tuple[str, ...], annotation: Any) -> None:
-        name, *rest = path
-        self._fields.setdefault(name, []).append(_Within(tuple(rest), annotation) if rest else annotation)
+    def _take_field(self, path: tuple[str | int, ...], annotation: Any) -> None:
+        first, *rest = path
+        found = _Within(tuple(rest), annotation) if rest else annotation
+        if isinstance(first, int):  # of an alias that is a path
+            self._items.append(found)
+        else:
+            self._fields.setdefault(first, []).append(found)
 
 
 #: By the identities of their annotations, each of which is held here, so that a contract that holds itself has an end.
@@ -213,12 +229,12 @@ def _is_marked(field: FieldInfo) -> bool:
     return isinstance(extra, dict) and extra.get(MARK) is True
 
 
-def _paths(name: str, field: FieldInfo) -> Iterator[tuple[str, ...]]:
+def _paths(name: str, field: FieldInfo) -> Iterator[tuple[str | int, ...]]:
     """Where the contract reads a field: under its own name, whether or not an alias replaces that, and its aliases."""
     alias = field.validation_alias
     for choice in (name, field.alias, *(alias.choices if isinstance(alias, AliasChoices) else [alias])):
         if isinstance(choice, AliasPath):
-            yield tuple(map(str, choice.path))
+            yield tuple(choice.path)
         elif choice is not None:
             yield (choice,)
 
