@@ -182,7 +182,7 @@ class Ledger:
         unsure: str | None,
     ) -> Balance:
         names = sorted(known.keys() | {name for name, depth in counts.consumers.items() if depth is not None})
-        accounts = [_account(name, known[name], _most(name, counts), counts.tiers) for name in names if name in known]
+        accounts = [_account(name, known[name], counts) for name in names if name in known]
         excess = {name: _excess(found, _most(name, counts)) for name, found in known.items()}
         missing = max(0, sum(excess.values()) - counts.tiers)
         missing += sum(found.at(Place.REPORTED_DEAD) for found in known.values())
@@ -263,12 +263,13 @@ def _unsure(known: Mapping[str, Known], counts: Counts, *, is_settled: bool, wai
     return f"{waited:g} s were too short to tell what moves from what is missing: wait for {2 * SETTLE_SECONDS:g} s."
 
 
-def _account(consumer: str, known: Known, most: int, tiers: int) -> Account:
-    gone = max(0, _excess(known, most) - tiers)
+def _account(consumer: str, known: Known, counts: Counts) -> Account:
+    gone = max(0, _excess(known, _most(consumer, counts)) - counts.tiers)
     in_queue, in_tier = known.untold + known.at(Place.BEING_HANDLED), known.at(Place.WAITING_FOR_RETRY)
     gone_of_queue = min(gone, in_queue)
     # What nothing is known of is this consumer's, as long as its queue has more messages than it must.
-    surely = min(known.doubtful, max(0, most - _unfinished(known)))
+    depth = counts.consumers.get(consumer)
+    surely = min(known.doubtful, max(0, (depth.ready if depth else 0) - _unfinished(known)))
     lost_on_the_way = known.at(Place.REPORTED_DEAD)
     return Account(
         consumer=consumer,

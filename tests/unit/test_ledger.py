@@ -21,7 +21,7 @@ def counts(billing: Depth | None = None, *, tiers: int = 0, outcomes: int = 0, p
 
 def figures(known: Known, most: int, tiers: int = 0) -> dict[str, int]:
     """The figures that are not 0; accepted is their sum."""
-    account = _account("billing", known, most, tiers)
+    account = _account("billing", known, counts(Depth(most, held=0), tiers=tiers))
     columns = ("handled", "waiting", "retrying", "in_review", "redriving", "discarded", "missing", "unclear")
     found = {column: value for column in columns if (value := getattr(account, column))}
     assert account.accepted == sum(found.values()) - account.unclear
