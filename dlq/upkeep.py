@@ -1,86 +1,74 @@
-"""What a reviewer does beside its work and nobody waits for: in small transactions, on a thread of its own."""
+"""What is done to dead letters when there is time: those that are over for long are forgotten, and what
+`ACKLINE_SEARCH_PATHS` newly names is indexed of those that are there already.
+
+What is in review is never forgotten, nor what is on its way.
+"""
 
 from __future__ import annotations
 
-import logging
-import threading
-from collections.abc import Callable, Mapping
-from datetime import timedelta
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine, delete, select
 
-from ackline.dlq import alerts, arrivals
-from ackline.infra.database import DatabaseUnavailable, reading, writing
+from ackline.dlq import search_values
+from ackline.dlq.audit import REVIEWER
+from ackline.dlq.condition import parse_path
+from ackline.dlq.transition import transitions
+from ackline.infra.database import reading, writing
+from ackline.infra.settings import Settings
+from ackline.infra.tables import DeadLetterState, dead_letters
 from ackline.infra.wire import now
 
-log = logging.getLogger(__name__)
-
-#: Seconds between rounds, and between two while there is more to do, so that others get to write; rows of one chore in
-#: one transaction at most.
-ROUND_SECONDS, NEXT_SECONDS, BATCH = 60.0, 0.05, 500
-
-
-class Chore(NamedTuple):
-    """A part of the upkeep. is_due only reads, so that mostly nobody waits for a writer; do changes up to so many rows,
-    and returns how many it were."""
-
-    is_due: Callable[[Connection], bool]
-    do: Callable[[Connection, int], int]
-
-
-def _before(kept: timedelta, do: Callable[..., int]) -> Callable[[Connection, int], int]:
-    return lambda connection, limit: do(connection, now() - kept, limit)
-
-
-CHORES: Mapping[str, Chore] = {
-    "fingerprints of dead letters that have none": Chore(
-        arrivals.are_incomplete, lambda connection, limit: arrivals.complete(connection, now(), limit)
-    ),
-    "old rates of groups": Chore(
-        lambda connection: arrivals.are_old(connection, now() - arrivals.RATES_KEPT),
-        _before(arrivals.RATES_KEPT, arrivals.forget_rates),
-    ),
-    "old alerts": Chore(
-        lambda connection: alerts.are_old(connection, now() - alerts.KEPT), _before(alerts.KEPT, alerts.forget)
-    ),
+#: Dead letters in one transaction: some tens of milliseconds, for which others wait.
+BATCH = 500
+#: When a dead letter came into the state in which it is over.
+_OVER: dict[DeadLetterState, Any] = {
+    DeadLetterState.HANDLED: dead_letters.c.handled_at,
+    DeadLetterState.DISCARDED: dead_letters.c.discarded_at,
 }
 
 
-class Upkeep:
-    """Does *chores* on the database behind *engine*, until it is stopped."""
+def of_letters(engine: Engine, settings: Settings) -> dict[str, Callable[[], bool]]:
+    """What dead letters in the database behind *engine* need, by name; see `ackline.dlq.chores`.
 
-    def __init__(self, engine: Engine, chores: Mapping[str, Chore] = CHORES) -> None:
-        self._engine = engine
-        self._chores = chores
-        self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="reviewer-upkeep", daemon=True)
+    Raises `Invalid` when a path in the settings is none.
+    """
+    for path in settings.search_paths:
+        parse_path(path)
 
-    def start(self) -> None:
-        """Begin."""
-        self._thread.start()
+    def index() -> bool:
+        search_values.register(engine, settings.search_paths)
+        return search_values.backfill(engine, BATCH)
 
-    def stop(self, timeout: float) -> None:
-        """End after the transaction that is under way, within *timeout* seconds."""
-        self._stopping.set()
-        if self._thread.ident is not None:
-            self._thread.join(timeout)
+    def forgetting(state: DeadLetterState, days: float) -> Callable[[], bool]:
+        return lambda: forget(engine, state, now() - timedelta(days=days), BATCH) == BATCH
 
-    def _run(self) -> None:
-        while not self._stopping.is_set():
-            is_more = [self._do(name, chore) for name, chore in self._chores.items() if not self._stopping.is_set()]
-            self._stopping.wait(NEXT_SECONDS if any(is_more) else ROUND_SECONDS)
+    return {
+        "indexing payloads": index,
+        "forgetting handled dead letters": forgetting(DeadLetterState.HANDLED, settings.keep_handled_days),
+        "forgetting discarded dead letters": forgetting(DeadLetterState.DISCARDED, settings.keep_discarded_days),
+    }
 
-    def _do(self, name: str, chore: Chore) -> bool:
-        """Do a part of *chore*. Whether there is more."""
-        try:
-            with reading(self._engine) as connection:
-                if not chore.is_due(connection):
-                    return False
-            with writing(self._engine) as connection:
-                return chore.do(connection, BATCH) >= BATCH
-        except DatabaseUnavailable as error:
-            log.warning("%s wait for %g s: %s", name, ROUND_SECONDS, error)
-        except Exception:  # a fault in one chore keeps nobody from the others
-            log.exception("%s wait for %g s", name, ROUND_SECONDS)
-        return False
+
+def forget(engine: Engine, state: DeadLetterState, before: datetime, limit: int) -> int:
+    """Delete up to *limit* dead letters that have been handled, or discarded, since *before*. Returns how many.
+
+    That so many were is put on record; what people did to them stays there.
+    """
+    is_old = (dead_letters.c.state == state, _OVER[state] < before)
+    query = select(dead_letters.c.id).where(*is_old).order_by(_OVER[state]).limit(limit)
+    with reading(engine) as connection:  # mostly there are none, and then nobody has to wait for a writer
+        ids = sorted(connection.scalars(query))
+    if not ids:
+        return 0
+    with writing(engine) as connection, transitions(connection) as moves:
+        gone = delete(dead_letters).where(dead_letters.c.id.in_(ids), *is_old).returning(dead_letters.c.fingerprint)
+        counted = Counter(connection.scalars(gone))
+        for fingerprint, count in counted.items():
+            moves.count(fingerprint, state, -count)
+        about = {"state": state, "count": counted.total(), "before": before.isoformat()}
+        moves.record(REVIEWER, "forget", "", details=about)
+    return counted.total()

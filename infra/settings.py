@@ -139,6 +139,16 @@ class Settings(BaseSettings):
         default=STATUS_KEEP_DAYS, gt=0, description="days after its last change that the status of a message is kept"
     )
 
+    keep_handled_days: float = Field(
+        default=30.0, gt=0, description="days that a dead letter is kept once it is handled"
+    )
+    keep_discarded_days: float = Field(
+        default=90.0, gt=0, description="days that a dead letter is kept once it is discarded"
+    )
+    search_paths: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated paths by which dead letters are found at once: payload.order_id"
+    )
+
     concurrency: int = Field(default=8, ge=1, le=1000, description="handlers that a worker runs at once")
     processes: int = Field(default=1, ge=1, le=256, description="processes that `ackline worker` runs")
     max_memory: int | None = Field(
@@ -164,7 +174,7 @@ class Settings(BaseSettings):
     )
     mail_from: str = Field(default="ackline@localhost", description="sender of a mail that names none")
 
-    @field_validator("app", "api_keys", "callback_hosts", "cors_origins", "upload_types", mode="before")
+    @field_validator("app", "api_keys", "callback_hosts", "cors_origins", "search_paths", "upload_types", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

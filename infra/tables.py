@@ -227,6 +227,10 @@ IS_UNFINISHED = text(_one_of("state", UNFINISHED_REDRIVE_STATES))
 #: As above, of a redrive's item that is not claimed yet.
 IS_PLANNED = text(_one_of("state", [ItemState.PLANNED]))
 
+#: As above, of a dead letter.
+WAS_HANDLED = text("handled_at IS NOT NULL")
+WAS_DISCARDED = text("discarded_at IS NOT NULL")
+
 dead_letters = Table(
     "dead_letters",
     metadata,
@@ -289,6 +293,9 @@ dead_letters = Table(
     Index(None, "fingerprint", "state", "id"),
     Index(None, "correlation_id"),
     Index(None, "received_at"),
+    # What has been over for long: for the cleaning up.
+    Index("ix_dead_letters_handled_at", "handled_at", sqlite_where=WAS_HANDLED, postgresql_where=WAS_HANDLED),
+    Index("ix_dead_letters_discarded_at", "discarded_at", sqlite_where=WAS_DISCARDED, postgresql_where=WAS_DISCARDED),
     sqlite_autoincrement=True,  # the id of a row that was deleted names nothing else afterwards
 )
 
@@ -551,6 +558,7 @@ approvals = Table(
     Column("action", Text, nullable=False),
     Column("request", JSON, nullable=False),  # all that carrying it out needs
     Column("summary", Text, nullable=False),  # for who decides
+    Column("diff", JSON, nullable=False),  # of an edit: list of {path, before?, after?}
     Column("rule", Text, nullable=False),  # why it waits
     Column("requested_at", UtcTime, nullable=False),
     Column("requested_by", Text, nullable=False),

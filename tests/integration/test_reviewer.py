@@ -203,8 +203,7 @@ def test_large_bodies_and_large_headers_are_in_review(
         die(publisher, "m-2", padding="x" * 100_000)
         found = {row.message_id: row for row in rows(store, 2)}
         assert store.payload(found["m-1"].id) == body
-        properties = Properties.from_wire(store.get(found["m-2"].id).properties)
-        assert properties.headers.text("padding") == "x" * 100_000
+        assert store.get(found["m-2"].id).properties["headers"]["padding"] == "x" * 100_000
 
 
 def test_a_reviewer_killed_in_the_middle_leaves_exactly_one_row_each(

@@ -63,7 +63,7 @@ _GUARDS = [
     ),
     (
         "asked",
-        "UPDATE OF action, request, rule, requested_at, requested_by, requested_role, expires_at",
+        "UPDATE OF action, request, summary, diff, rule, requested_at, requested_by, requested_role, expires_at",
         "approvals",
         "1 = 1",
         "what was asked for stays as it was",
@@ -208,6 +208,7 @@ def _create_tables() -> None:
         sa.Column("action", sa.Text(), nullable=False),
         sa.Column("request", sa.JSON(), nullable=False),
         sa.Column("summary", sa.Text(), nullable=False),
+        sa.Column("diff", sa.JSON(), nullable=False),
         sa.Column("rule", sa.Text(), nullable=False),
         sa.Column("requested_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("requested_by", sa.Text(), nullable=False),
@@ -492,6 +493,9 @@ def _create_tables() -> None:
         op.f("ix_dead_letters_fingerprint_state_id"), "dead_letters", ["fingerprint", "state", "id"], unique=False
     )
     op.create_index(op.f("ix_dead_letters_received_at"), "dead_letters", ["received_at"], unique=False)
+    for at in ("handled_at", "discarded_at"):
+        there = sa.text(f"{at} IS NOT NULL")
+        op.create_index(f"ix_dead_letters_{at}", "dead_letters", [at], sqlite_where=there, postgresql_where=there)
 
     op.add_column("deliveries", sa.Column("ordering_key", sa.Text()))
     op.create_index(
