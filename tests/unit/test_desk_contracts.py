@@ -106,6 +106,9 @@ def test_the_key_of_a_message_is_made_of_its_payload() -> None:
 
 def test_people_see_a_payload_without_its_secrets() -> None:
     assert CONTRACTS.mask(TYPE, b'{"order": "A-1", "word": "s3cret"}') == {"order": "A-1", "word": MASK}
+    assert CONTRACTS.masked_payload(TYPE, b'{"word": "s3cret", "numbers": [0.10]}') == (
+        f'{{"word": "{MASK}", "numbers": [0.10]}}'.encode()
+    )
     assert CONTRACTS.mask(TYPE, b"s3cret, not json") == MASK
     assert CONTRACTS.mask("test.desk.plain", b"\xfftext") == "\\xfftext"
     assert CONTRACTS.mask("test.desk.plain", b'{"key": 0.10, "big": 1e400}') == {"key": 0.1, "big": "1E+400"}
