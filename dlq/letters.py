@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, LargeBinary, exists, func, or_, select
 
-from ackline.dlq import document, search_values, transfer
+from ackline.dlq import search_values, transfer
 from ackline.dlq.approvals import Approvals
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.deadletter import clean
@@ -160,7 +160,7 @@ class Letters:
                 **columns | {"body_sha256": bytes(row.body_sha256).hex()},
                 properties=plain(Properties.from_wire(bytes(row.properties_then)).decoded()),
                 headers=of_application(properties.headers),
-                payload=readable(properties, bytes(row.body), row.size, mask),
+                payload=readable(properties, bytes(row.body or b""), row.size, mask),
                 masked=hides,
                 group=_group(connection, row.fingerprint),
                 actions=_of(connection, Action, _actions(dead_letter_id)),
@@ -192,7 +192,7 @@ class Letters:
         if found is None:
             raise NotFound(f"Dead letter {dead_letter_id} has no version {version}.")
         if unmask is None and self._contracts.shape(type_) is not None:
-            return document.write(self._contracts.mask(type_, bytes(found)))
+            return self._contracts.masked_payload(type_, bytes(found))
         return bytes(found)
 
     @contextmanager
