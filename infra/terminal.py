@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from datetime import datetime
 from typing import Any
 
@@ -43,7 +44,11 @@ def moment(at: datetime | None) -> str:
 
 
 def plain(value: Any) -> Any:
-    """*value* in what JSON knows: times in ISO 8601, bytes and odd numbers as text."""
+    """*value* in what JSON knows: records by their fields, times in ISO 8601, bytes and odd numbers as text."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from rich import box
-from rich.console import Console, JustifyMethod
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ackline.dlq.cli.tables import ago, counted, print_facts, stacked, table
 from ackline.dlq.deadletter import time
-from ackline.dlq.view import Detail, Summary
+from ackline.dlq.difference import Difference
+from ackline.dlq.edits import Version
+from ackline.dlq.view import Action, Detail, GroupOf, Note, Related, Sent, Summary
 from ackline.infra import wire
 from ackline.infra.terminal import line, moment, plain, printable
 
-#: Columns from which on the list has one line per dead letter.
+#: Columns from which on the list has one line per dead letter, and what is in them.
 _WIDE = 180
+_COLUMNS = ("ID", "STATE", "TYPE", "CONSUMER", "ATTEMPTS", "ERROR", "FIRST FAILED", "RECEIVED", "MESSAGE ID")
+#: Characters of an error in the narrow list.
+_SHOWN = 300
 #: Headers that `show` has in better places.
 _TOLD_ELSEWHERE = {wire.HISTORY, wire.TRACEBACK, wire.REASON}
 _STYLES = {"in review": "yellow", "redriving": "cyan", "handled": "green", "discarded": "dim"}
@@ -35,70 +38,82 @@ def error(row: Summary) -> str:
 
 def listing(rows: Sequence[Summary], width: int) -> Table:
     """The table of `ackline dlq list` for *width* columns: what does not fit beside each other is stacked."""
-    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
-    if width < _WIDE:
-        for name in ("ID", "STATE", "TYPE\nCONSUMER", "ATTEMPTS"):
-            table.add_column(name, no_wrap=name != "TYPE\nCONSUMER", justify=_justified(name))
-        table.add_column("ERROR\nMESSAGE ID", ratio=1, overflow="fold")
-        table.add_column("FIRST FAILED\nRECEIVED", no_wrap=True)
+    if width >= _WIDE:
+        drawn = table(*_COLUMNS, flexible="ERROR", right=("ID", "ATTEMPTS"))
         for row in rows:
-            number, state, type_, consumer, attempts, said, failed, received, message_id = _cells(row)
-            about = Text("\n").join([said, message_id])
-            table.add_row(number, state, Text("\n").join([type_, consumer]), attempts, about, f"{failed}\n{received}")
-        return table
-    for name in ("ID", "STATE", "TYPE", "CONSUMER", "ATTEMPTS"):
-        table.add_column(name, no_wrap=True, justify=_justified(name))
-    table.add_column("ERROR", ratio=1, overflow="fold")
-    for name in ("FIRST FAILED", "RECEIVED", "MESSAGE ID"):
-        table.add_column(name, no_wrap=True)
+            drawn.add_row(
+                str(row.id),
+                _state(row),
+                Text(line(row.type)),
+                Text(line(row.consumer) or "-"),
+                str(row.attempts),
+                Text(error(row)),
+                moment(row.first_failed_at),
+                moment(row.received_at),
+                Text(line(row.message_id), style="dim"),
+            )
+        return drawn
+    drawn = table("ID", "STATE", "DEAD LETTER", "AGE", flexible="DEAD LETTER", right=("ID",))
     for row in rows:
-        table.add_row(*_cells(row))
-    return table
+        what = f"{line(row.type)} for {line(row.consumer) or 'nobody'}, {counted(row.attempts, 'attempt')}"
+        about = stacked(Text(what, style="bold"), _cut(error(row)), Text(line(row.message_id), style="dim"))
+        drawn.add_row(str(row.id), _state(row), about, ago(row.received_at))
+    return drawn
 
 
-def _justified(name: str) -> JustifyMethod:
-    return "right" if name in ("ID", "ATTEMPTS") else "left"
+def _state(row: Summary) -> Text:
+    return Text(row.state, style=_STYLES.get(row.state, ""))
 
 
-def _cells(row: Summary) -> tuple[str, Text, Text, Text, str, Text, str, str, Text]:
-    return (
-        str(row.id),
-        Text(row.state, style=_STYLES.get(row.state, "")),
-        Text(line(row.type)),
-        Text(line(row.consumer) or "-"),
-        str(row.attempts),
-        Text(error(row)),
-        moment(row.first_failed_at),
-        moment(row.received_at),
-        Text(line(row.message_id), style="dim"),
-    )
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def show(to: Console, detail: Detail) -> None:
     """Print everything that is known of a dead letter."""
     to.print(Text(f"Dead letter {detail.id}: {detail.state}", style="bold"))
-    _fields(to, _facts(detail))
+    print_facts(to, _facts(detail))
+    _section(to, "Notes", [f"{_by(note)}: {printable(note.text)}" for note in detail.notes])
     _section(to, "Flags", [printable(flag) for flag in detail.flags])
     _section(to, "Attempts", _history(detail))
     _section(to, "Traceback", [printable(detail.traceback)] if detail.traceback else [])
+    _section(to, _payload_title(detail), _payload(detail), indent="")
+    _section(to, "Edits", [_edit(version) for version in detail.edits])
+    _section(to, "Redrives", [_sent(sent) for sent in detail.redrives])
     _section(to, "What was done", [_action(found) for found in detail.actions])
+    _section(to, "Related", [_related(other) for other in detail.related])
+    properties = {name: value for name, value in detail.properties.items() if name != "headers"}
+    _section(to, "Properties", [_pair(name, value) for name, value in properties.items()])
     headers = detail.properties.get("headers", {})
-    said = [_pair(name, value) for name, value in detail.properties.items() if name != "headers"]
-    _section(to, "Properties", said)
     _section(to, "Headers", [_pair(name, value) for name, value in headers.items() if name not in _TOLD_ELSEWHERE])
-    _section(to, f"Payload ({detail.payload.size:,} bytes)", _payload(detail), indent="")
+
+
+def differences(diff: Sequence[Difference]) -> list[Text]:
+    """What differs between two versions, a field in each line."""
+    return [_difference(found) if "path" in found else Text("… and more", style="dim") for found in diff]
+
+
+def _difference(found: Difference) -> Text:
+    before, after = (_value(found[when]) if when in found else "nothing" for when in ("before", "after"))
+    return Text.assemble(f"{line(found['path'])}: ", (before, "red"), " → ", (after, "green"))
+
+
+def _value(value: Any) -> str:
+    return line(json.dumps(value, ensure_ascii=False))
 
 
 def _facts(detail: Detail) -> dict[str, str]:
     redrives = f"{detail.redrive_count} failed" if detail.redrive_count else ""
     discarded = f"{moment(detail.discarded_at)} by {detail.discarded_by}: {detail.discard_reason}"
     return {
+        "group": _group(detail.group) if detail.group else "",
         "reason": detail.reason,
         "error": f"{detail.error_type}: {detail.error_message}" if detail.error_type else "",
         "last redrive": detail.send_error or "",
         "consumer": detail.consumer or "(none)",
         "type": detail.type,
         "message id": detail.message_id,
+        "key": detail.ordering_key or "",
         "correlation": detail.correlation_id or "",
         "published": " ".join(
             filter(None, [moment(detail.published_at), f"by {detail.app_id}" if detail.app_id else ""])
@@ -115,10 +130,11 @@ def _facts(detail: Detail) -> dict[str, str]:
     }
 
 
-def _fields(to: Console, facts: Mapping[str, str]) -> None:
-    for name, value in facts.items():
-        if value:
-            to.print(Text(f"  {name:<13} ", style="dim") + Text(line(value)))
+def _group(group: GroupOf) -> str:
+    status = f"resolved in {group.resolved_in}" if group.resolved_in else group.status
+    seen = f"{counted(group.arrivals, 'failure')} since {moment(group.first_seen)}"
+    told = filter(None, [seen, status, group.owner, group.note, group.runbook])
+    return f"{group.fingerprint}: {', '.join(told)}"
 
 
 def _section(to: Console, title: str, lines: Sequence[str], indent: str = "  ") -> None:
@@ -145,9 +161,34 @@ def _history(detail: Detail) -> list[str]:
     return lines
 
 
-def _action(found: Any) -> str:
+def _action(found: Action) -> str:
+    moved = "" if found.state_before == found.state_after else f" ({found.state_before} → {found.state_after})"
     why = f": {found.reason}" if found.reason else ""
-    return line(f"{moment(found.at)}  {found.actor}: {found.action} ({found.state_before} -> {found.state_after}){why}")
+    return f"{_by(found)}: {line(found.action + moved + why)} (action {found.id})"
+
+
+def _by(found: Action | Note | Version) -> str:
+    return f"{moment(found.at)}  {line(found.actor)}"
+
+
+def _edit(version: Version) -> str:
+    unchecked = "" if version.checked else " (no contract was known to check it against)"
+    head = f"{_by(version)}: version {version.version}{unchecked}: {line(version.reason)}"
+    return "\n".join([head, *(f"  {told.plain}" for told in differences(version.diff))])
+
+
+def _sent(sent: Sent) -> str:
+    when = sent.finished_at or sent.confirmed_at or sent.issued_at
+    why = f": {line(sent.error)}" if sent.error else ""
+    at = f"{moment(when)}  " if when else ""
+    return (
+        f"{at}redrive {sent.redrive_id}, version {sent.version} to {line(sent.consumer) or 'nobody'}: {sent.state}{why}"
+    )
+
+
+def _related(other: Related) -> str:
+    about = f"{line(other.type)} for {line(other.consumer) or 'nobody'}, {line(other.message_id)}"
+    return f"{other.id}: {other.state}, {about}"
 
 
 def _pair(name: str, value: Any) -> str:
@@ -155,34 +196,25 @@ def _pair(name: str, value: Any) -> str:
     return f"{line(name)} = {line(shown)}"
 
 
+def _payload_title(detail: Detail) -> str:
+    shown = detail.payload
+    told = [
+        f"{shown.size:,} bytes",
+        *filter(None, [shown.encoding, f"version {detail.version}" if detail.version else ""]),
+    ]
+    if detail.masked:
+        told.append("secrets masked")
+    return f"Payload ({', '.join(told)})"
+
+
 def _payload(detail: Detail) -> list[str]:
-    shown = [printable(detail.payload.text)]
-    if detail.payload.cut:
-        shown.append(f"… (the first part of it; all of it: ackline dlq show {detail.id} --payload)")
-    return shown
-
-
-# --- JSON ---------------------------------------------------------------------------------------------------------
-
-
-def summary_json(row: Summary) -> dict[str, Any]:
-    """A row of `list --json`."""
-    found = plain(asdict(row))
-    assert isinstance(found, dict)  # noqa: S101
-    return found
-
-
-def detail_json(detail: Detail, payload: bytes) -> dict[str, Any]:
-    """The document of `show --json`, with the whole payload: as text if it is UTF-8, else in base64."""
-    found = summary_json(detail)
-    found["payload"], found["payload_base64"] = _payload_json(payload)
-    return found
-
-
-def _payload_json(payload: bytes) -> tuple[str | None, str | None]:
-    from base64 import b64encode
-
-    try:
-        return payload.decode(), None
-    except UnicodeDecodeError:
-        return None, b64encode(payload).decode()
+    shown, task = detail.payload, detail.payload.task
+    lines = [printable(shown.text)]
+    if shown.cut:
+        lines.append(f"… (cut; all of it: ackline dlq show {detail.id} --payload)")
+    if task is not None:
+        called = f"{line(task.name)}, args {_value(task.args)}, kwargs {_value(task.kwargs)}"
+        lines.insert(0, f"Celery task {called}")
+        if task.traceback:
+            lines.append(printable(task.traceback))
+    return lines

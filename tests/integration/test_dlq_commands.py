@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import pty
@@ -19,13 +18,12 @@ from ackline.infra import database, wire
 from ackline.infra.names import MESSAGES, UNROUTED
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings
+from tests.entering import ACTOR, enter
 from tests.letters import handled, letter, read, worker_headers, worker_properties
 from tests.review import Review
 from tests.roles import ROOT, environment, run
 from tests.sending import settle, take
 from tests.waiting import until
-
-ACTOR = "ada"
 
 
 @pytest.fixture
@@ -44,25 +42,23 @@ def store(settings: Settings) -> Iterator[Review]:
     engine.dispose()
 
 
-def ask(settings: Settings, *arguments: str, code: int = 0) -> str:
+def ask(settings: Settings, *arguments: str, code: int = 0, given: str | None = None) -> str:
     """What `ackline dlq` prints to standard output."""
-    done = run(settings, "dlq", *arguments, ACKLINE_ACTOR=ACTOR)
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    assert "Traceback (most recent" not in done.stderr
-    return done.stdout
+    done = enter(settings, "dlq", *arguments, given=given)
+    assert done.code == code, done
+    return done.out
 
 
-def complaint(settings: Settings, *arguments: str, code: int = 1) -> str:
+def complaint(settings: Settings, *arguments: str, code: int = 1, given: str | None = None) -> str:
     """What `ackline dlq` prints to standard error."""
-    done = run(settings, "dlq", *arguments, ACKLINE_ACTOR=ACTOR)
-    assert done.returncode == code, (done.returncode, done.stdout, done.stderr)
-    assert "Traceback (most recent" not in done.stderr
-    return done.stderr
+    done = enter(settings, "dlq", *arguments, given=given)
+    assert done.code == code, done
+    return done.err
 
 
 def test_the_list_of_a_new_database_is_empty(settings: Settings) -> None:
     assert ask(settings, "list") == ""
-    assert "0 in review" in complaint(settings, "list", code=0)
+    assert complaint(settings, "list", code=0) == "0 dead letters.\n"
 
 
 def test_the_list_shows_each_dead_letter_in_full_in_a_pipe(settings: Settings, store: Review) -> None:
@@ -84,7 +80,7 @@ def test_the_list_can_be_narrowed_and_paged(settings: Settings, store: Review) -
     assert ids(ask(settings, "list", "--consumer", "", "--json")) == [11]
     assert ids(ask(settings, "list", "--state", "discarded", "--json")) == [1]
     assert ids(ask(settings, "list", "--limit", "3", "--json")) == [11, 10, 9]
-    assert ids(ask(settings, "list", "--limit", "3", "--before", "9", "--json")) == [8, 7, 6]
+    assert ids(ask(settings, "list", "--limit", "3", "--cursor", "9", "--json")) == [8, 7, 6]
     assert ids(ask(settings, "list", "--type", "nobody.knows", "--json")) == []
 
 
@@ -139,15 +135,15 @@ def test_show_finds_a_dead_letter_by_its_message_id(settings: Settings, store: R
     assert complaint(settings, "show", "4").startswith("ackline: There is no dead letter '4'; `ackline dlq list`")
 
 
-def test_show_as_json_is_one_document_with_the_whole_payload(settings: Settings, store: Review) -> None:
+def test_show_as_json_is_one_document(settings: Settings, store: Review) -> None:
     odd = Properties(message_id="m-2", headers={"nan": float("nan"), "bytes": b"\xff", "list": [None, True]})
-    store.ingest([letter(body=b"x" * 200_000), read(odd, b"\xff\x00")])
+    store.ingest([letter(), read(odd, b"\xff\x00")])
     document = json.loads(ask(settings, "show", "1", "--json"))
-    assert (document["id"], document["payload"], document["payload_base64"]) == (1, "x" * 200_000, None)
+    assert (document["id"], document["payload"]["document"]) == (1, {"order_id": "A-1"})
     assert document["history"][1]["attempt"] == 2
     assert document["first_failed_at"] == "2026-01-02T03:00:01Z"
     binary = json.loads(ask(settings, "show", "2", "--json"), parse_constant=pytest.fail)
-    assert base64.b64decode(binary["payload_base64"]) == b"\xff\x00"
+    assert (binary["payload"]["kind"], binary["payload"]["size"]) == ("binary", 2)
     assert binary["properties"]["headers"] == {"nan": "nan", "bytes": "\\xff", "list": [None, True]}
 
 
@@ -161,15 +157,16 @@ def test_a_large_payload_is_cut_on_the_screen_and_whole_in_a_file(settings: Sett
     assert subprocess.run(command, env=environment(settings), cwd=ROOT, capture_output=True, check=True).stdout == body
 
 
-def test_a_discard_keeps_the_reason_and_who_gave_it(settings: Settings, store: Review) -> None:
+def test_a_discard_keeps_the_reason_and_who_gave_it_and_says_how_to_undo_it(settings: Settings, store: Review) -> None:
     store.ingest([letter("m-1"), letter("m-2")])
-    assert ask(settings, "discard", "1", "m-2", "--reason", "customer gave up") == "1: discarded\n2: discarded\n"
+    told = ask(settings, "discard", "1", "m-2", "--reason", "customer gave up")
+    assert told == "2 dead letters discarded. Undo: ackline dlq undo 1 --reason …\n"
     found = store.get(1)
     assert (found.state, found.discarded_by, found.discard_reason) == ("discarded", "ada", "customer gave up")
-    assert "ada: discard (in review -> discarded): customer gave up" in ask(settings, "show", "1")
-    assert complaint(settings, "discard", "1", "--reason", "x") == (
-        "ackline: Dead letter 1 cannot be discarded: it is discarded.\n"
-    )
+    assert "ada: discard (in review → discarded): customer gave up (action 1)" in ask(settings, "show", "1")
+    assert complaint(settings, "discard", "1", "--reason", "x").startswith("ackline: ")
+    assert ask(settings, "undo", "1", "--reason", "he did not").startswith("2 dead letters restored.")
+    assert store.counts()["in review"] == 2
 
 
 @pytest.mark.parametrize("arguments", [["1"], ["1", "--reason", " \t"]])
@@ -214,7 +211,7 @@ def test_retry_that_waits_in_vain_says_so_and_does_not_ask_twice(settings: Setti
     store.ingest([letter()])
     told = ask(settings, "retry", "1", "--timeout", "0.1", code=3)
     assert told == "1: still under way after 0.1 s (is the reviewer running?)\n"
-    held = f"it is being redriven by {settings.acting} (redrive 1)"
+    held = f"it is being redriven by {ACTOR} (redrive 1)"
     assert complaint(settings, "retry", "1") == f"ackline: Dead letter 1 cannot be redriven: {held}.\n"
     assert len(take(store, 10, 30)) == 1
 
