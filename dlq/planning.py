@@ -134,6 +134,7 @@ class Planner:
         self._engine = engine
         self._contracts = contracts
         self._queues = queues
+        self._answers = True
 
     def finish(self, redrive_id: int) -> None:
         """Go on with the plan of *redrive_id* until it is made, or cancelled."""
@@ -195,13 +196,13 @@ class Planner:
 
     def _without_lost_queues(self, judged: list[Judged]) -> list[Judged]:
         """*judged*, with those that would find no queue. What cannot be asked now shows when they are sent."""
+        going = {one.consumer for one in judged if one.fault is None} if self._answers else ()
         gone: set[str] = set()
         try:
-            for consumer in {one.consumer for one in judged if one.fault is None}:
-                if self._queues.depth(consumer) is None:
-                    gone.add(consumer)
+            gone.update(consumer for consumer in going if self._queues.depth(consumer) is None)
         except (BrokerUnreachable, BrokerRefused) as error:
-            log.warning("a redrive is planned without asking for its queues: %s", error)
+            log.warning("a redrive is planned without asking the broker for its queues: %s", error)
+            self._answers = False
         return [
             one._replace(fault=_NO_QUEUE.format(one.consumer)) if one.fault is None and one.consumer in gone else one
             for one in judged

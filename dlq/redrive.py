@@ -16,11 +16,13 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    LargeBinary,
     Select,
     and_,
     bindparam,
@@ -89,13 +91,39 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """An item to publish now. Nobody else publishes it before the claim runs out."""
+    """An item to publish now. Nobody else publishes it before the claim runs out.
+
+    attempts: tries of the handler at most; None: as many as its policy allows. The others: what the row has.
+    """
 
     item_id: str
     dead_letter_id: int
     consumer: str
-    properties: Properties
     payload: bytes
+    attempts: int | None
+    message_id: str
+    stored: bytes
+    trusted: bool
+    exchange: str
+    routing_key: str
+
+    @property
+    def properties(self) -> Properties:
+        """What it is published with. Raises ValueError, TypeError, OverflowError for some that no client writes."""
+        stored = Properties.from_wire(self.stored)
+        if not stored.message_id:  # then the row's own is the id for life
+            stored = stored.copy(message_id=self.message_id)
+        came = trail(stored, self.exchange, self.routing_key, trusted=self.trusted)
+        way = Trail(
+            consumer=self.consumer,
+            attempts=self.attempts,
+            redrive=self.item_id,
+            track=came.track,
+            exchange=self.exchange,
+            routing_key=self.routing_key,
+            set_aside=came.set_aside,
+        )
+        return republished(stored, way)
 
 
 # --- a person sends some back at once -----------------------------------------------------------------------------
@@ -224,7 +252,7 @@ def is_waiting(connection: Connection) -> bool:
     return bool(connection.execute(looking()).scalar())
 
 
-def claim(connection: Connection, moves: Transitions, limit: int, most_bytes: int, seconds: float) -> list[Claim]:
+def claim(connection: Connection, limit: int, most_bytes: int, seconds: float) -> list[Claim]:
     """Mark up to *limit* items that wait, or whose claim ran out, as issued, and keep them for *seconds*.
 
     most_bytes: of payload in all, unless one alone has more. Publish them after the commit, not before.
@@ -237,7 +265,7 @@ def claim(connection: Connection, moves: Transitions, limit: int, most_bytes: in
     size = func.length(func.coalesce(edits.c.payload, dead_letters.c.payload))
     sized = select(items.id, size).select_from(_PARCEL).order_by(items.id)
     sizes = [found for chunk in chunks(ids) for found in connection.execute(sized.where(items.id.in_(chunk)))]
-    return _issue(connection, moves, _within(most_bytes, sizes), at, seconds)
+    return _issue(connection, _within(most_bytes, sizes), at, seconds)
 
 
 def _within(most_bytes: int, sized: Iterable[Any]) -> list[Any]:
@@ -315,7 +343,7 @@ def claim_planned(
     _take(connection, moves, redrive.id, row_ids)
     before, after = DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING
     moves.record(redrive.started_by, "redrive", redrive.reason, row_ids, before, after, {"redrive": redrive.id})
-    return _issue(connection, moves, ids, at, seconds)
+    return _issue(connection, ids, at, seconds)
 
 
 _GONE = "it has been deleted, after it was handled or discarded"
@@ -341,65 +369,34 @@ def skip(connection: Connection, why: dict[str, str], at: datetime) -> None:
         connection.execute(update(redrive_items).where(own).values(values), rows)
 
 
-def _issue(connection: Connection, moves: Transitions, ids: Sequence[str], at: datetime, seconds: float) -> list[Claim]:
-    """Mark these items as issued, with the hash of what is sent."""
+def _issue(connection: Connection, ids: Collection[str], at: datetime, seconds: float) -> list[Claim]:
+    """Mark these items as issued, with the hash of what is sent; the oldest dead letters first."""
     items, columns = redrive_items.c, dead_letters.c
-    query = (
-        select(
-            items.id.label("item_id"),
-            items.consumer,
-            columns.id,
-            columns.message_id,
-            columns.trusted,
-            columns.exchange,
-            columns.routing_key,
-            func.coalesce(edits.c.properties, columns.properties).label("properties"),
-            func.coalesce(edits.c.payload, columns.payload).label("payload"),
-            redrives.c.stage,
-        )
-        .select_from(_PARCEL.join(redrives, redrives.c.id == items.redrive_id))
-        .order_by(columns.id)
-    )
-    claims, unsendable = [], {}
-    for chunk in chunks(ids):
-        for row in connection.execute(query.where(items.id.in_(chunk))):
-            try:
-                claims.append(_claim(row))
-            except (ValueError, TypeError, OverflowError) as error:  # nothing about one message may hold up the others
-                unsendable[row.item_id] = f"could not be sent: {error}"
-    not_sent(connection, moves, unsendable)
-    issued = [{"item": claim.item_id, "sent": hashlib.sha256(claim.payload).digest()} for claim in claims]
-    if issued:
+    query = select(
+        items.id,
+        columns.id,
+        items.consumer,
+        func.coalesce(edits.c.payload, columns.payload, type_=LargeBinary),
+        # What a canary sends is to tell soon whether it fails.
+        case((redrives.c.stage > 0, 1)),
+        columns.message_id,
+        func.coalesce(edits.c.properties, columns.properties, type_=LargeBinary),
+        columns.trusted,
+        columns.exchange,
+        columns.routing_key,
+    ).select_from(_PARCEL.join(redrives, redrives.c.id == items.redrive_id))
+    found: list[Any] = [row for chunk in chunks(ids) for row in connection.execute(query.where(items.id.in_(chunk)))]
+    claims = sorted((Claim(*row) for row in found), key=attrgetter("dead_letter_id"))
+    if claims:
+        issued = {"state": ItemState.ISSUED, "issued_at": at, "claimed_until": at + timedelta(seconds=seconds)}
+        sent = [{"item": claim.item_id, "sent": hashlib.sha256(claim.payload).digest()} for claim in claims]
         connection.execute(
             update(redrive_items)
             .where(items.id == bindparam("item"))
-            .values(
-                state=ItemState.ISSUED,
-                issued_at=at,
-                claimed_until=at + timedelta(seconds=seconds),
-                body_sha256=bindparam("sent"),
-            ),
-            sorted(issued, key=lambda row: str(row["item"])),
+            .values(issued | {"body_sha256": bindparam("sent")}),
+            sorted(sent, key=itemgetter("item")),
         )
     return claims
-
-
-def _claim(row: Any) -> Claim:
-    stored = Properties.from_wire(row.properties)
-    if not stored.message_id:  # then the row's own is the id for life
-        stored = stored.copy(message_id=row.message_id)
-    came = trail(stored, row.exchange, row.routing_key, trusted=row.trusted)
-    way = Trail(
-        consumer=row.consumer,
-        # What a canary sends is to tell soon whether it fails.
-        attempts=1 if row.stage else None,
-        redrive=row.item_id,
-        track=came.track,
-        exchange=row.exchange,
-        routing_key=row.routing_key,
-        set_aside=came.set_aside,
-    )
-    return Claim(row.item_id, row.id, row.consumer, republished(stored, way), row.payload)
 
 
 def confirmed(connection: Connection, item_ids: Sequence[str]) -> None:

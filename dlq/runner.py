@@ -71,8 +71,8 @@ class Runner:
             self._finish(over)
         claims: list[Claim] = []
         if is_waiting:
-            with writing(self._engine) as connection, transitions(connection) as moves:
-                claims += redrive.claim(connection, moves, limit, most_bytes, seconds)
+            with writing(self._engine) as connection:
+                claims += redrive.claim(connection, limit, most_bytes, seconds)
         self._full &= facts.keys()
         for number, row in enumerate(running):
             # Each gets its share, so that one without a rate leaves something to the others.

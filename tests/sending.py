@@ -29,8 +29,8 @@ def request_redrive(
 
 def take(store: Store, limit: int, seconds: float) -> list[Claim]:
     """What is to be published now."""
-    with writing(store._engine) as connection, transitions(connection) as moves:
-        return redrive.claim(connection, moves, limit, 1_000_000, seconds)
+    with writing(store._engine) as connection:
+        return redrive.claim(connection, limit, 1_000_000, seconds)
 
 
 def settle(

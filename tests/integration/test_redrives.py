@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 from sqlalchemy import Engine, func, select, update
 
 from ackline.dlq import planning, redrive
 from ackline.dlq.approvals import Approvals
 from ackline.dlq.contracts import Contracts
-from ackline.dlq.errors import Forbidden, Invalid, NoSuchDeadLetter, NotFound, Refused
+from ackline.dlq.edits import Edits
+from ackline.dlq.errors import Forbidden, Invalid, NeedsApproval, NoSuchDeadLetter, NotFound, Refused
 from ackline.dlq.planning import Planner, abandoned
 from ackline.dlq.queues import Queues
 from ackline.dlq.redrive import Claim
@@ -38,12 +41,14 @@ from ackline.infra.tables import (
     actions,
     dead_letters,
     deliveries,
+    edits,
     fingerprint_counts,
     redrive_items,
     redrives,
 )
 from ackline.infra.wire import HISTORY, now, trail, uuid7
-from tests.letters import entry, handled, letter
+from ackline.producer import message
+from tests.letters import entry, handled, letter, read, worker_properties
 
 ADA = Actor("ada", Role.OPERATOR)
 BOB = Actor("bob", Role.OPERATOR)
@@ -610,3 +615,92 @@ def test_a_statement_names_what_does_not_add_up(
         3: "its redrive has ended, and it is still redriving",
     }
     assert said.unanswered == [1, 4]
+
+
+# --- with a patch, and with a second person -----------------------------------------------------------------------
+
+
+@message("test.redrives.order")
+class Order(BaseModel):
+    order_id: str
+    total: float = 0.0
+
+
+def test_a_patch_is_tried_on_each_when_it_is_planned_and_is_an_edit_when_its_turn_comes(
+    desk: Redrives, store: Store, engine: Engine, reviewing: Reviewing
+) -> None:
+    typed = worker_properties("m-1").copy(type="test.redrives.order")
+    bodies = (b'{"order_id": "A-1", "sum": 1}', b'{"order_id": "A-2"}', b'{"sum": 2}', b"no JSON")
+    store.ingest([read(typed.copy(message_id=f"m-{number}"), body) for number, body in enumerate(bodies)])
+    patch = [{"op": "move", "from": "/sum", "path": "/total"}]
+    found = desk.plan(ADA, EVERYTHING, patch=patch, canary=False, reason="the field is called total")
+    assert what(found) == {"planned": 1, "ineligible": 3}
+    errors = [item.error or "" for item in desk.items(ADA, found.id, ItemState.INELIGIBLE).items]
+    assert all(said.startswith("the patch is not for it: ") for said in errors)
+    assert "there is no such place" in errors[0]
+    assert "order_id" in errors[1]
+    desk.start(BOB, found.id)
+    (claim,) = reviewing.send()
+    assert json.loads(claim.payload) == {"order_id": "A-1", "total": 1}
+    with reading(engine) as connection:
+        edit = connection.execute(select(edits)).one()
+        item = connection.execute(select(redrive_items).where(redrive_items.c.state == ItemState.CONFIRMED)).one()
+    assert (edit.version, edit.actor, edit.reason) == (1, "bob", "the field is called total")
+    assert (item.version, item.body_sha256) == (1, hashlib.sha256(claim.payload).digest())
+    # What comes back is told by what was sent, not by what first came.
+    reviewing.fail([claim])
+    assert states(engine) == {"in review": 4}
+    assert what(desk.get(ADA, found.id)) == {"failed": 1, "ineligible": 3}
+    assert [done[1] for done in acted(engine)] == [
+        "plan a redrive",
+        "start a redrive",
+        "edit",
+        "redrive",
+        "failed again",
+    ]
+
+
+def test_what_is_edited_is_sent_as_it_was_edited(
+    desk: Redrives, store: Store, engine: Engine, settings: Settings, reviewing: Reviewing
+) -> None:
+    letters(store, 1)
+    editing = Edits(engine, Contracts({}), Approvals(engine, settings))
+    editing.edit(ADA, 1, b'{"order_id": "A-2"}', reason="a typing error", expected_version=0)
+    desk.retry(ADA, [1])
+    (claim,) = reviewing.send()
+    assert claim.payload == b'{"order_id": "A-2"}'
+    reviewing.fail([claim])
+    assert states(engine) == {"in review": 1}
+    editing.edit(ADA, 1, b'{"order_id": "A-3"}', reason="once more", expected_version=1)
+    desk.start(ADA, desk.plan(ADA, EVERYTHING).id)
+    (claim,) = reviewing.send()
+    assert claim.payload == b'{"order_id": "A-3"}'
+    reviewing.succeed([claim])
+    assert states(engine) == {"handled": 1}
+
+
+def test_what_the_rules_say_waits_for_a_second_person_who_approves_exactly_that(
+    engine: Engine, settings: Settings, store: Store, reviewing: Reviewing
+) -> None:
+    rules = ({"action": "redrive", "over": 1},)
+    approvals = Approvals(engine, settings.model_copy(update={"approval_rules": rules}))
+    desk = Redrives(engine, settings, Contracts({}), approvals)
+    eve = Actor("eve", Role.APPROVER)
+    letters(store, 4)
+    desk.retry(ADA, [1])
+    with pytest.raises(NeedsApproval) as asked:
+        desk.retry(ADA, [2, 3], "fixed")
+    planned = desk.plan(ADA, Selection(ids=(2, 3, 4)), canary=False)
+    with pytest.raises(NeedsApproval) as start:
+        desk.start(ADA, planned.id)
+    with pytest.raises(NeedsApproval) as stale:
+        desk.retry(ADA, [2, 3])
+    assert states(engine) == {"in review": 3, "redriving": 1}
+    assert approvals.approve(eve, asked.value.approval).result == {"redrive": 3, "refused": []}
+    assert approvals.approve(eve, start.value.approval).state == "done"
+    assert len(reviewing.send()) == 4
+    found = desk.get(ADA, planned.id)
+    assert (found.started_by, what(found)) == ("ada", {"confirmed": 1, "skipped": 2})
+    refused = approvals.approve(eve, stale.value.approval)
+    assert refused.state == "failed"
+    assert "it is being redriven by ada" in str(refused.result)
