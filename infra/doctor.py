@@ -65,7 +65,7 @@ Said = Iterator[tuple[State, str]]
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON, when all checks are done.")
 def doctor(as_json: bool) -> None:
-    """Check settings, data folder, broker, topology, database, mail server and gateway port.
+    """Check settings, data folder, broker, topology, database, mail server, and the ports of gateway and desk.
 
     One line for each check says `ok`, or what is wrong and what to do about it. Ends with 1 when something is wrong.
     """
@@ -94,7 +94,8 @@ def examine() -> Iterator[Finding]:
     if configured.smtp_url is not None:
         url = configured.smtp_url
         yield from _findings("mail server", lambda: mail_server(url))
-    yield from _findings("gateway", lambda: gateway_port(configured.gateway_host, configured.gateway_port))
+    yield from _findings("gateway", lambda: port_of("gateway", configured.gateway_host, configured.gateway_port))
+    yield from _findings("desk", lambda: port_of("desk", configured.desk_host, configured.desk_port))
 
 
 def _findings(check: str, run: Callable[[], Iterable[tuple[State, str]]]) -> Iterator[Finding]:
@@ -388,27 +389,27 @@ def mail_server(url: str) -> Said:
         yield State.OK, f"{where} answers."
 
 
-def gateway_port(host: str, port: int) -> Said:
-    """Whether a gateway runs on its port, or could."""
+def port_of(role: str, host: str, port: int) -> Said:
+    """Whether the gateway, or the desk, runs on its port, or could."""
     where = f"{f'[{host}]' if ':' in host else host}:{port}"
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         socket.create_server((host, port), family=family).close()
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and _is_gateway(f"http://{where}"):
-            yield State.OK, f"A gateway answers at {where}."
+        if error.errno == errno.EADDRINUSE and _serves(role, f"http://{where}"):
+            yield State.OK, f"A {role} answers at {where}."
         else:
             why = str(error.strerror).partition(" (")[0]  # Python adds the address, which is there already
-            yield State.FAULT, f"A gateway cannot listen on {where} ({why}): choose ACKLINE_GATEWAY_PORT."
+            yield State.FAULT, f"A {role} cannot listen on {where} ({why}): choose ACKLINE_{role.upper()}_PORT."
     else:
         yield State.OK, f"None runs at {where}; the port is free."
 
 
-def _is_gateway(url: str) -> bool:
+def _serves(role: str, url: str) -> bool:
     try:
         with httpx.Client(timeout=ANSWER_SECONDS, trust_env=False) as client:
-            return bool(client.get(f"{url}/healthz").json() == {"status": "alive"})
-    except (httpx.HTTPError, ValueError):
+            return bool(client.get(f"{url}/openapi.json").json()["info"]["title"] == f"Ackline {role}")
+    except (httpx.HTTPError, ValueError, KeyError, TypeError):
         return False
 
 

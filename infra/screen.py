@@ -14,16 +14,16 @@ from ackline.infra.running_broker import Broker, credentials
 from ackline.infra.settings import Settings
 
 
-def show(of: Settings, broker: Broker, *, gateway: str, prefix: str = "") -> None:
+def show(of: Settings, broker: Broker, *, gateway: str, desk: str, prefix: str = "") -> None:
     """Print the screen on standard output: with colours on a terminal, plain text elsewhere.
 
-    *gateway* is the gateway's address, *prefix* what commands in another terminal need before them.
+    *gateway* and *desk* are addresses, *prefix* is what commands in another terminal need before them.
     """
     console = Console(highlight=False, soft_wrap=True)
     console.print()
     console.print(Text("Ackline is running.", style="bold green"))
     console.print()
-    for name, value, note in _places(of, broker, gateway):
+    for name, value, note in _places(of, broker, gateway, desk):
         console.print(Text.assemble(f"  {name:<15}", (value, "bold"), f"   {note}" if note else ""))
     console.print()
     for title, commands in _tries(gateway, prefix + command()):
@@ -44,13 +44,14 @@ def command() -> str:
     return str(called) if called.name == "ackline" else "python -m ackline.infra"
 
 
-def _places(of: Settings, broker: Broker, gateway: str) -> Sequence[tuple[str, str, str]]:
+def _places(of: Settings, broker: Broker, gateway: str, desk: str) -> Sequence[tuple[str, str, str]]:
     mail = of.data_dir / "mail"
     user, password = credentials(broker.amqp_url)
     sign_in = f"user {user}, password {password}" if broker.can_stop else "sign in as in ACKLINE_AMQP_URL"
     amqp = broker.amqp_url if broker.can_stop else "as ACKLINE_AMQP_URL says"
     return [
         ("Gateway", gateway, f"try it out: {gateway}/docs"),
+        ("Desk", desk, f"dead letters over HTTP: {desk}/docs"),
         ("Management UI", broker.management_url or "unknown", sign_in),
         ("AMQP", amqp, ""),
         ("Mails", str(mail), "what email.send sent, one file each")

@@ -36,12 +36,15 @@ _GRACE_SECONDS = 3.0
 @click.option(
     "--port", type=click.IntRange(0, 65535), help="Port of the gateway; 0: a free one. [ACKLINE_GATEWAY_PORT]"
 )
-def up(demo: bool, data_dir: Path | None, port: int | None) -> None:
+@click.option("--desk-port", type=click.IntRange(0, 65535), help="Port of the desk; 0: a free one. [ACKLINE_DESK_PORT]")
+def up(demo: bool, data_dir: Path | None, port: int | None, desk_port: int | None) -> None:
     """Run all of Ackline on this machine: a broker, the roles, a mail sink. Ctrl-C stops all of it."""
     if data_dir is not None:
         os.environ["ACKLINE_DATA_DIR"] = str(data_dir)
     if port is not None:
         os.environ["ACKLINE_GATEWAY_PORT"] = str(port)
+    if desk_port is not None:
+        os.environ["ACKLINE_DESK_PORT"] = str(desk_port)
     folder = settings().data_dir.absolute()
     prefix = "" if data_dir is None else f"ACKLINE_DATA_DIR={shlex.quote(str(folder))} "
     try:
@@ -55,9 +58,11 @@ def up(demo: bool, data_dir: Path | None, port: int | None) -> None:
 
 def _run(configured: Settings, *, demo: bool, prefix: str) -> None:
     """Start everything, show where it is, keep it running. Ends by `_Stopped`, or by the error that ended it."""
-    gateway_port = _gateway_port(configured)
+    gateway_port = _port("gateway", configured.gateway_port, "--port")
+    desk_port = _port("desk", configured.desk_port, "--desk-port", besides=gateway_port)
+    ports = {"gateway_port": gateway_port, "desk_port": desk_port}
     with launch(configured, data_dir=configured.data_dir, say=_say) as broker:
-        running = _with_addresses(configured, broker, gateway_port)
+        running = _with_addresses(configured, broker, ports)
         supervisor = Supervisor(
             _roles(running, own_sink=configured.smtp_url is None),
             log_folder=running.data_dir / "logs",
@@ -66,26 +71,27 @@ def _run(configured: Settings, *, demo: bool, prefix: str) -> None:
         )
         with _ending(supervisor), _told_to_others(running):
             supervisor.start()
-            gateway = f"http://{_reachable(running.gateway_host)}:{gateway_port}"
-            screen.show(running, broker, gateway=gateway, prefix=prefix)
+            gateway = f"http://{_reachable(running.gateway_host)}:{running.gateway_port}"
+            desk = f"http://{_reachable(running.desk_host)}:{running.desk_port}"
+            screen.show(running, broker, gateway=gateway, desk=desk, prefix=prefix)
             if demo:
                 _feed(running)
             supervisor.watch()
 
 
-def _gateway_port(configured: Settings) -> int:
-    """The port that the gateway will have. Raises `AcklineError` when another program listens there."""
-    if configured.gateway_port == 0:
-        return free_port()
-    if not is_free(configured.gateway_port):
+def _port(role: str, port: int, option: str, besides: int = 0) -> int:
+    """The port that *role* will have, not *besides*. Raises `AcklineError` when another program listens there."""
+    if port == 0:
+        return free_port(besides=(besides,))
+    if port == besides or not is_free(port):
         raise AcklineError(
-            f"Port {configured.gateway_port}, which the gateway needs, is taken by another program: "
-            "stop that, or choose another port with ACKLINE_GATEWAY_PORT or --port."
+            f"Port {port}, which the {role} needs, is taken by another program: "
+            f"stop that, or choose another port with ACKLINE_{role.upper()}_PORT or {option}."
         )
-    return configured.gateway_port
+    return port
 
 
-def _with_addresses(configured: Settings, broker: Broker, gateway_port: int) -> Settings:
+def _with_addresses(configured: Settings, broker: Broker, ports: dict[str, int]) -> Settings:
     """The settings with everything that has become known: what each role is told."""
     smtp_url = configured.smtp_url
     if smtp_url is None:
@@ -99,9 +105,9 @@ def _with_addresses(configured: Settings, broker: Broker, gateway_port: int) -> 
             "data_dir": configured.data_dir.absolute(),
             "database_url": configured.database,
             "smtp_url": smtp_url,
-            "gateway_port": gateway_port,
             "grace_seconds": min(configured.grace_seconds, _GRACE_SECONDS),
         }
+        | ports
     )
 
 
@@ -113,6 +119,7 @@ def _roles(running: Settings, *, own_sink: bool) -> list[Role]:
         "ACKLINE_DATABASE_URL": running.database,
         "ACKLINE_SMTP_URL": running.smtp_url or "",
         "ACKLINE_GATEWAY_PORT": str(running.gateway_port),
+        "ACKLINE_DESK_PORT": str(running.desk_port),
         "ACKLINE_GRACE_SECONDS": str(running.grace_seconds),
         "PYTHONUNBUFFERED": "1",  # so that a log is complete when its role dies
     }
@@ -126,8 +133,9 @@ def _roles(running: Settings, *, own_sink: bool) -> list[Role]:
     if own_sink:
         sink_port = str(running.smtp_url).rpartition(":")[2]
         roles.insert(0, role("sink", "run", "--port", sink_port))
-    health = f"http://{_reachable(running.gateway_host)}:{running.gateway_port}/readyz"
-    return [*roles, role("gateway", ready_url=health)]
+    gateway = f"http://{_reachable(running.gateway_host)}:{running.gateway_port}/readyz"
+    desk = f"http://{_reachable(running.desk_host)}:{running.desk_port}/readyz"
+    return [*roles, role("gateway", ready_url=gateway), role("desk", ready_url=desk)]
 
 
 def _reachable(host: str) -> str:

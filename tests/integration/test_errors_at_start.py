@@ -145,7 +145,9 @@ def test_a_full_data_folder_is_named_by_the_reviewer(ackline_settings: Settings,
 
 
 def test_a_full_data_folder_is_named_by_up(ackline_settings: Settings, full_folder: Path) -> None:
-    assert "full" in said_by(ackline_settings, "up", "--port", "0", ACKLINE_DATA_DIR=str(full_folder))
+    assert "full" in said_by(
+        ackline_settings, "up", "--port", "0", "--desk-port", "0", ACKLINE_DATA_DIR=str(full_folder)
+    )
 
 
 def test_a_full_data_folder_is_named_by_the_mail_sink(ackline_settings: Settings, full_folder: Path) -> None:
@@ -157,7 +159,7 @@ def up_says(data_dir: Path, **variables: str) -> str:
     """What `ackline up` says, in a few lines, when it cannot have a broker."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ACKLINE_")}
     done = subprocess.run(
-        [sys.executable, "-m", "ackline.infra", "up", "--port", "0", "--data-dir", str(data_dir)],
+        [sys.executable, "-m", "ackline.infra", "up", "--port", "0", "--desk-port", "0", "--data-dir", str(data_dir)],
         env=clean | variables,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

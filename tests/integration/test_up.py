@@ -130,7 +130,7 @@ class Up:
 def _environment(data_dir: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("ACKLINE_")}
     named = {name: os.environ[name] for name in ("ACKLINE_RABBITMQ_SERVER",) if name in os.environ}
-    return kept | named | {"ACKLINE_DATA_DIR": str(data_dir)}
+    return kept | named | {"ACKLINE_DATA_DIR": str(data_dir), "ACKLINE_DESK_PORT": "0"}
 
 
 def _children(pid: int) -> list[tuple[int, str]]:
@@ -241,7 +241,7 @@ def test_a_second_start_finds_messages_dead_letters_and_mails(up: Up, port: int)
         until(lambda: set(second.mails()) == {"now@example.test", "later@example.test"}, what="the retried mail")
 
 
-@pytest.mark.parametrize("role", ["worker", "reviewer", "gateway"])
+@pytest.mark.parametrize("role", ["worker", "reviewer", "gateway", "desk"])
 def test_a_killed_role_comes_back_and_works(shared_up: Up, role: str) -> None:
     killed = shared_up.role_pid(role)
     os.kill(killed, signal.SIGKILL)
