@@ -48,11 +48,15 @@ Run = Callable[[Actor, Mapping[str, Any]], Mapping[str, Any] | None]
 
 @dataclass(frozen=True, slots=True)
 class Approval:
-    """A request for a second person, and what became of it. result: of what is done, or {"error": why it failed}."""
+    """A request for a second person, and what became of it.
+
+    diff: what it would change in a message, secrets masked. result: of what is done, or {"error": why it failed}.
+    """
 
     id: int
     action: Kind
     summary: str
+    diff: list[dict[str, Any]]
     rule: str
     reason: str
     requested_at: datetime
@@ -99,6 +103,7 @@ class Approvals:
         consumers: Collection[str],
         reason: str = "",
         edited: bool = False,
+        diff: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         """Return when *who* may do it now; else keep the request and raise `NeedsApproval`.
 
@@ -106,7 +111,8 @@ class Approvals:
 
         request: all that `run` needs, as JSON. What it would send is named by `redrive` (an id) or `ids` (of dead
         letters): who edited one of them may not approve it. count, types, consumers: of the dead letters.
-        edited: that it edits them; what was edited before, in `redrive` or `ids`, is found here.
+        edited: that it edits them; what was edited before, in `redrive` or `ids`, is found here. diff: what is to be
+        seen of an edit, secrets masked.
         """
         if who.approval is not None or not any(rule.action == action for rule in self._rules):
             return
@@ -119,7 +125,8 @@ class Approvals:
             told = compact(request)
             found = self._same(connection, who, action, told)
             if found is None:
-                found = self._keep(connection, who, action, request, clean(summary), str(rule), clean(reason))
+                told_of = {"summary": clean(summary), "diff": list(diff), "rule": str(rule), "reason": clean(reason)}
+                found = self._keep(connection, who, action, request, told_of)
                 about = {"approval": found, "asks": action, "count": count, "rule": str(rule)}
                 about["request_sha256"] = hashlib.sha256(told.encode()).hexdigest()
                 append(connection, [Entry(who, "ask for approval", reason, details=about)])
@@ -137,25 +144,16 @@ class Approvals:
         return next((row.id for row in connection.execute(query) if compact(row.request) == told), None)
 
     def _keep(
-        self,
-        connection: Connection,
-        who: Actor,
-        action: Kind,
-        request: Mapping[str, Any],
-        summary: str,
-        rule: str,
-        reason: str,
+        self, connection: Connection, who: Actor, action: Kind, request: Mapping[str, Any], told_of: Mapping[str, Any]
     ) -> int:
         at = now()
         row = {
+            **told_of,
             "action": action,
             "request": dict(request),
-            "summary": summary,
-            "rule": rule,
             "requested_at": at,
             "requested_by": clean(who.name),
             "requested_role": who.role,
-            "reason": reason,
             "expires_at": at + self._patience,
             "state": ApprovalState.WAITING,
         }

@@ -129,8 +129,11 @@ class Edits:
         if headers is not None:
             properties = properties.copy(headers=edited_headers.replaced(properties.headers, headers))
         change = changed(self._contracts, row, self._unmasked(row, sent), properties)
-        asked = {"payload": None if payload is None else b64encode(sent).decode(), "headers": headers}
-        self._require(who, row, said, asked)
+        asked = {
+            "payload": None if payload is None else b64encode(sent).decode(),
+            "headers": None if headers is None else document.plain(dict(headers)),
+        }
+        self._require(who, row, said, asked, change)
         return self._add(who, "edit", said, change)
 
     def revert(
@@ -147,7 +150,7 @@ class Edits:
             payload, properties = _version(connection, dead_letter_id, to_version)
         checked = self._contracts.check(row.type, payload) == []
         change = _change(self._contracts, row, payload, properties, checked=checked)
-        self._require(who, row, said, {"to_version": to_version})
+        self._require(who, row, said, {"to_version": to_version}, change)
         return self._add(who, "revert", said, change, to_version=to_version)
 
     def versions(self, who: Actor, dead_letter_id: int) -> list[Version]:
@@ -197,7 +200,7 @@ class Edits:
             diff, faults = [], list(error.faults) or [Fault("payload", str(error))]
         return Preview(row.id, row.type, row.consumer, diff, faults)
 
-    def _require(self, who: Actor, row: Current, reason: str, asked: Mapping[str, Any]) -> None:
+    def _require(self, who: Actor, row: Current, reason: str, asked: Mapping[str, Any], change: Change) -> None:
         self._approvals.require(
             who,
             Kind.EDIT,
@@ -208,6 +211,7 @@ class Edits:
             consumers=[row.consumer],
             reason=reason,
             edited=True,
+            diff=change.diff,
         )
 
     def _approved(self, who: Actor, asked: Mapping[str, Any]) -> Mapping[str, Any]:

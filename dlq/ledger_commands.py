@@ -6,20 +6,18 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import click
 from rich import box
 from rich.table import Table
 
+from ackline.dlq.cli.moment import Moment
 from ackline.dlq.ledger import Account, Balance, Counted, Ledger
 from ackline.dlq.rights import Actor, Role
 from ackline.infra import database
-from ackline.infra.durations import seconds
-from ackline.infra.errors import ConfigurationError
 from ackline.infra.settings import settings
 from ackline.infra.terminal import console, line, moment, plain
-from ackline.infra.wire import now
 
 #: Exit codes: something does not add up; it cannot be told now whether something is missing.
 WRONG, UNSURE = 1, 3
@@ -47,24 +45,9 @@ _COUNTED = {
 }
 
 
-class _Moment(click.ParamType[datetime]):
-    name = "time"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
-        try:
-            return now() - timedelta(seconds=seconds(value))
-        except ConfigurationError:
-            pass
-        try:
-            found = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a time, 2026-01-31T22:15 (UTC), nor how long ago, 2h.", param, ctx)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-
-
 @click.command()
-@click.option("--since", type=_Moment(), help="Accepted since 2026-01-31T22:15 (UTC), or 2h ago.  [default: all]")
-@click.option("--until", type=_Moment(), help="Accepted before; as --since.  [default: now]")
+@click.option("--since", type=Moment(), help="Accepted since 2026-01-31T22:15 (UTC), or 2h ago.  [default: all]")
+@click.option("--until", type=Moment(), help="Accepted before; as --since.  [default: now]")
 @click.option("--consumer", help="Only this consumer; '' for messages that no consumer takes.")
 @click.option(
     "--wait",

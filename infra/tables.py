@@ -131,7 +131,7 @@ class GroupStatus(StrEnum):
 class ApprovalState(StrEnum):
     """Where a request that waits for a second person is.
 
-    *approved* is being carried out, and then *done* or *failed*; it stays so only if the process that did it was killed.
+    *approved* is being carried out, and then *done* or *failed*; it stays so if the process that does it is killed.
     """
 
     WAITING = "waiting"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, delete, insert, text, update
+from sqlalchemy import Engine, Integer, delete, insert, text, update
 from sqlalchemy.exc import DBAPIError
 
 from ackline.dlq.approvals import Approvals
@@ -18,7 +18,7 @@ from ackline.dlq.contracts import Contracts
 from ackline.dlq.desk import Desk
 from ackline.dlq.errors import Forbidden, NeedsApproval, NotFound, Refused
 from ackline.dlq.rights import Actor, Role
-from ackline.dlq.rules import Kind
+from ackline.dlq.rules import Kind, rules
 from ackline.dlq.selection import Selection
 from ackline.dlq.store import Store
 from ackline.infra import database
@@ -320,8 +320,9 @@ def test_who_edited_or_patched_what_a_plan_holds_is_no_second_person_for_it(engi
 
     def planned(patch: Any, version: int) -> int:
         """A plan of eve's with the dead letter 1, as far as the question who changed it goes."""
-        row = dict.fromkeys(("run", "newest_id", "planned_to", "stage", "paced_from", "sent"), 0)
-        row |= {"created_at": now(), "actor": "eve", "reason": "", "state": "planned", "selection": {}, "options": {}}  # type: ignore[dict-item]
+        numbers = [name for name, column in redrives.c.items() if isinstance(column.type, Integer)]
+        row: dict[str, Any] = dict.fromkeys([name for name in numbers if name != "id"], 0)
+        row |= {"created_at": now(), "actor": "eve", "reason": "", "state": "planned", "selection": {}, "options": {}}
         with engine.begin() as connection:
             statement = insert(redrives).values(row | {"canary": False, "patch": patch}).returning(redrives.c.id)
             number: int = connection.execute(statement).scalar_one()
@@ -338,6 +339,17 @@ def test_who_edited_or_patched_what_a_plan_holds_is_no_second_person_for_it(engi
         with pytest.raises(Forbidden, match="edited what would be sent"):
             known.approve(changed_by, caught.value.approval)
         assert known.approve(other, caught.value.approval).state == ApprovalState.DONE
+
+
+def test_the_second_person_sees_what_an_edit_changes(desk: Desk) -> None:
+    desk.approvals._rules = rules(Settings(approval_rules=({"action": "edit"},)))
+    with pytest.raises(NeedsApproval) as caught:
+        desk.edits.edit(ADA, 1, b'{"order_id": "A-2"}', reason="typo", expected_version=0)
+    found = desk.approvals.get(BOB, caught.value.approval)
+    assert found.diff == [{"path": "payload.order_id", "before": "A-1", "after": "A-2"}]
+    assert desk.letters.payload(EVE, 1) == b'{"order_id": "A-1"}'
+    assert desk.approvals.approve(BOB, found.id).state == ApprovalState.DONE
+    assert [version.actor for version in desk.edits.versions(EVE, 1)] == ["ada"]
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

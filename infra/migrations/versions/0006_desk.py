@@ -226,7 +226,8 @@ def _create_tables() -> None:
             name=op.f("ck_approvals_state"),
         ),
         sa.CheckConstraint(
-            "state NOT IN ('approved', 'done', 'failed') OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(requested_by))",
+            "state NOT IN ('approved', 'done', 'failed') "
+            "OR (decided_by IS NOT NULL AND lower(decided_by) <> lower(requested_by))",
             name=op.f("ck_approvals_four_eyes"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_approvals")),
