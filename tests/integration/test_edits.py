@@ -380,7 +380,7 @@ def test_an_edit_that_takes_two_people_waits_for_the_second(engine: Engine) -> N
     row_id = stored(engine)
     seen = Contracts({}).mask(TYPE, PAYLOAD)
     with pytest.raises(NeedsApproval) as raised:
-        edit(desk, row_id, json.dumps(seen | {"total": 12}), headers={"tenant": "south"})
+        edit(desk, row_id, json.dumps(seen | {"total": 12}), headers={"tenant": "south", "rate": Decimal("1.5")})
     assert now_sent(engine, row_id)[2] == 0
     done = desk.approvals.approve(BOB, raised.value.approval, "looks right")
     assert (done.state, done.result) == ("done", {"version": 1})
@@ -388,7 +388,7 @@ def test_an_edit_that_takes_two_people_waits_for_the_second(engine: Engine) -> N
     assert (made.actor, made.reason) == ("ada", "wrong total")
     payload, properties, _ = now_sent(engine, row_id)
     assert json.loads(payload) == json.loads(PAYLOAD) | {"total": 12}
-    assert properties.headers.get("tenant") == "south"
+    assert (properties.headers.get("tenant"), properties.headers.get("rate")) == ("south", 1.5)
     with pytest.raises(NeedsApproval) as raised:
         desk.edits.revert(ADA, row_id, 0, reason="wrong after all", expected_version=1)
     assert desk.approvals.approve(BOB, raised.value.approval).result == {"version": 2}
