@@ -30,7 +30,6 @@ from ackline.dlq.queues import Queues
 from ackline.dlq.rights import Actor, Right
 from ackline.dlq.statement import statement
 from ackline.infra.database import reading
-from ackline.infra.names import DEAD, UNROUTED
 from ackline.infra.settings import Settings
 from ackline.infra.tables import DeadLetterState, dead_letters, redrives
 from ackline.infra.wire import now
@@ -160,48 +159,51 @@ class Ledger:
                 takers = _takers(in_app, seen, counts)
                 with reading(self._engine) as connection:
                     known = ledger_rows.known(connection, window, takers, seen)
-                    if _is_explained(known, counts):
-                        return self._balance(connection, window, since, until, known, counts, [], None)
+                    ready = _limits(known, counts)
+                    if not _missing(known, ready, counts.tiers):
+                        return _balance(connection, window, since, until, known, counts, ready)
                     quiet_since = None if any(counts.to_reviewer.values()) else quiet_since or began
                     is_settled = quiet_since is not None and began - quiet_since >= SETTLE_SECONDS
                     if is_settled or time.monotonic() >= deadline:
-                        candidates = ledger_rows.unfinished(connection, window, takers, seen, LISTED)
                         unsure = _unsure(known, counts, is_settled=is_settled, waited=wait)
-                        return self._balance(connection, window, since, until, known, counts, candidates, unsure)
+                        limits = _limits(known, counts, with_held=True) if is_settled else ready
+                        candidates = ledger_rows.unfinished(connection, window, takers, seen, LISTED)
+                        return _balance(connection, window, since, until, known, counts, limits, candidates, unsure)
                 time.sleep(_LOOK_SECONDS)
 
-    def _balance(
-        self,
-        connection: Connection,
-        window: Window,
-        since: datetime,
-        until: datetime,
-        known: Mapping[str, Known],
-        counts: Counts,
-        candidates: list[Delivery],
-        unsure: str | None,
-    ) -> Balance:
-        names = sorted(known.keys() | {name for name, depth in counts.consumers.items() if depth is not None})
-        accounts = [_account(name, known[name], counts) for name in names if name in known]
-        excess = {name: _excess(found, _most(name, counts)) for name, found in known.items()}
-        missing = max(0, sum(excess.values()) - counts.tiers)
-        missing += sum(found.at(Place.REPORTED_DEAD) for found in known.values())
-        return Balance(
-            since,
-            until,
-            now(),
-            accounts,
-            _counted(connection, since, until, window.consumer, names, counts),
-            counts.since,
-            counts.tiers,
-            counts.to_reviewer,
-            missing,
-            [found for found in candidates if excess[found.consumer] or found.last == ledger_rows.SENT_TO_REVIEW]
-            if missing
-            else [],
-            [*_wrong_counters(connection), *_wrong_redrives(connection, since, until)],
-            unsure if missing else None,
-        )
+
+def _balance(
+    connection: Connection,
+    window: Window,
+    since: datetime,
+    until: datetime,
+    known: Mapping[str, Known],
+    counts: Counts,
+    limits: Mapping[str, int],
+    candidates: Sequence[Delivery] = (),
+    unsure: str | None = None,
+) -> Balance:
+    names = sorted(known.keys() | {name for name, depth in counts.consumers.items() if depth is not None})
+    missing = _missing(known, limits, counts.tiers)
+    suspects = {name for name, found in known.items() if _excess(found, limits[name])} if missing else set()
+    return Balance(
+        since,
+        until,
+        now(),
+        [_account(name, known[name], limits[name], counts.tiers) for name in names if name in known],
+        _counted(connection, since, until, window.consumer, names, counts),
+        counts.since,
+        counts.tiers,
+        counts.to_reviewer,
+        missing,
+        [
+            found
+            for found in candidates
+            if missing and (found.consumer in suspects or found.last == ledger_rows.SENT_TO_REVIEW)
+        ],
+        [*_wrong_counters(connection), *_wrong_redrives(connection, since, until)],
+        unsure if missing else None,
+    )
 
 
 # --- what the figures mean --------------------------------------------------------------------------------------------
@@ -220,28 +222,24 @@ def _unfinished(known: Known) -> int:
     return known.untold + known.at(*ledger_rows.UNFINISHED)
 
 
-def _most(consumer: str, counts: Counts) -> int:
-    """Messages that its queues have at most, those that workers hold included where they are counted."""
-    if not consumer:
-        return counts.to_reviewer[UNROUTED] + counts.to_reviewer[DEAD]
-    depth = counts.consumers.get(consumer)
-    return 0 if depth is None else depth.ready if depth.most is None else depth.most
+def _limits(known: Mapping[str, Known], counts: Counts, *, with_held: bool = False) -> dict[str, int]:
+    """How many messages each one's queues have at most: the ready ones, and those that workers hold where counted."""
+    limits = dict.fromkeys(known, 0)
+    for name, depth in counts.consumers.items():
+        if depth is not None:
+            limits[name] = depth.most if with_held and depth.most is not None else depth.ready
+    return limits
 
 
-def _excess(known: Known, most: int) -> int:
+def _excess(known: Known, limit: int) -> int:
     """Deliveries that are not in the consumer's queues, and can only be in a retry tier."""
-    return max(0, _unfinished(known) - most)
+    return max(0, _unfinished(known) - limit)
 
 
-def _is_explained(known: Mapping[str, Known], counts: Counts) -> bool:
-    """Whether the messages that are ready, counted exactly, are enough for all that is unfinished."""
-    excess = 0
-    for name, found in known.items():
-        depth = counts.consumers.get(name)
-        excess += _excess(found, 0 if depth is None else depth.ready)
-        if found.at(Place.REPORTED_DEAD):
-            return False
-    return excess <= counts.tiers
+def _missing(known: Mapping[str, Known], limits: Mapping[str, int], tiers: int) -> int:
+    """How many deliveries can be nowhere; those that no consumer takes would be with the reviewer by now."""
+    excess = sum(_excess(found, limits[name]) for name, found in known.items())
+    return max(0, excess - tiers) + sum(found.at(Place.REPORTED_DEAD) for found in known.values())
 
 
 def _unsure(known: Mapping[str, Known], counts: Counts, *, is_settled: bool, waited: float) -> str | None:
@@ -263,13 +261,12 @@ def _unsure(known: Mapping[str, Known], counts: Counts, *, is_settled: bool, wai
     return f"{waited:g} s were too short to tell what moves from what is missing: wait for {2 * SETTLE_SECONDS:g} s."
 
 
-def _account(consumer: str, known: Known, counts: Counts) -> Account:
-    gone = max(0, _excess(known, _most(consumer, counts)) - counts.tiers)
+def _account(consumer: str, known: Known, limit: int, tiers: int) -> Account:
+    gone = max(0, _excess(known, limit) - tiers)
     in_queue, in_tier = known.untold + known.at(Place.BEING_HANDLED), known.at(Place.WAITING_FOR_RETRY)
     gone_of_queue = min(gone, in_queue)
     # What nothing is known of is this consumer's, as long as its queue has more messages than it must.
-    depth = counts.consumers.get(consumer)
-    surely = min(known.doubtful, max(0, (depth.ready if depth else 0) - _unfinished(known)))
+    surely = min(known.doubtful, max(0, limit - _unfinished(known)))
     lost_on_the_way = known.at(Place.REPORTED_DEAD)
     return Account(
         consumer=consumer,

@@ -13,7 +13,7 @@ from typing import Any
 
 from sqlalchemy import Engine, delete, select
 
-from ackline.dlq import search_values
+from ackline.dlq import acceptance, search_values
 from ackline.dlq.audit import REVIEWER
 from ackline.dlq.condition import parse_path
 from ackline.dlq.transition import transitions
@@ -65,8 +65,12 @@ def forget(engine: Engine, state: DeadLetterState, before: datetime, limit: int)
     if not ids:
         return 0
     with writing(engine) as connection, transitions(connection) as moves:
-        gone = delete(dead_letters).where(dead_letters.c.id.in_(ids), *is_old).returning(dead_letters.c.fingerprint)
-        counted = Counter(connection.scalars(gone))
+        told = (dead_letters.c.fingerprint, dead_letters.c.message_id)
+        gone = connection.execute(
+            delete(dead_letters).where(dead_letters.c.id.in_(ids), *is_old).returning(*told)
+        ).all()
+        acceptance.forget(connection, [row.message_id for row in gone])
+        counted = Counter(row.fingerprint for row in gone)
         for fingerprint, count in counted.items():
             moves.count(fingerprint, state, -count)
         about = {"state": state, "count": counted.total(), "before": before.isoformat()}

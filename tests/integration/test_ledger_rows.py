@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, select
 
-from ackline.dlq import acceptance, ledger_rows, tracking
+from ackline.dlq import acceptance, ledger_rows, tracking, upkeep
 from ackline.dlq.acceptance import Accepted
 from ackline.dlq.ledger_rows import Delivery, Known, Place, Takers, Window
 from ackline.dlq.outcome import STATES, Outcome
@@ -57,6 +57,14 @@ def report(engine: Engine, event: str, *message_ids: str, consumer: str = "billi
         )
 
 
+def discard(engine: Engine, message_id: str) -> None:
+    with writing(engine) as connection, transitions(connection) as moves:
+        query = select(dead_letters.c.id).where(dead_letters.c.message_id == message_id)
+        said = {"discarded_at": BEGAN, "discarded_by": "ada", "discard_reason": "a test order"}
+        ids = connection.scalars(query).all()
+        moves.move(ids, DeadLetterState.IN_REVIEW, DeadLetterState.DISCARDED, **said)
+
+
 def known(engine: Engine, window: Window = ALL, takers: Takers = TAKERS) -> dict[str, Known]:
     with reading(engine) as connection:
         return ledger_rows.known(connection, window, takers, ledger_rows.consumers_seen(connection))
@@ -77,11 +85,7 @@ def test_each_delivery_is_where_the_latest_of_report_and_dead_letter_says(engine
     report(engine, "dead", "sent", "review", "discarded")
     Store(engine).ingest([letter(message_id) for message_id in ("review", "discarded", "succeeded late")])
     report(engine, "handled", "succeeded late")
-    with writing(engine) as connection, transitions(connection) as moves:
-        query = select(dead_letters.c.id).where(dead_letters.c.message_id == "discarded")
-        said = {"discarded_at": BEGAN, "discarded_by": "ada", "discard_reason": "a test order"}
-        ids_of = connection.scalars(query).all()
-        moves.move(ids_of, DeadLetterState.IN_REVIEW, DeadLetterState.DISCARDED, **said)
+    discard(engine, "discarded")
     billing = known(engine, takers={TYPE: ("billing",)})["billing"]
     assert billing == Known(
         {
@@ -168,6 +172,16 @@ def test_a_record_is_forgotten_with_any_of_what_became_of_its_message(engine: En
     with reading(engine) as connection:
         assert not acceptance.has_old(connection, before)
     assert known(engine, Window(BEGAN - timedelta(days=1), BEGAN + timedelta(days=90)))["billing"].doubtful == 1
+
+
+def test_a_record_is_forgotten_with_a_dead_letter_of_its_message(engine: Engine) -> None:
+    accept(engine, "m-1", "m-2")
+    Store(engine).ingest([letter("m-1"), letter("m-2")])
+    discard(engine, "m-1")
+    later = BEGAN + timedelta(days=1)
+    assert upkeep.forget(engine, DeadLetterState.DISCARDED, later, 10) == 1
+    assert known(engine)["billing"] == Known({Place.IN_REVIEW: 1})
+    assert unfinished(engine, takers={}) == []
 
 
 def test_what_became_of_a_message_is_not_forgotten_before_its_record(engine: Engine) -> None:

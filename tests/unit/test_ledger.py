@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from ackline.dlq.broker_counts import TO_REVIEWER, Counts, Depth, _depth
-from ackline.dlq.ledger import _account, _is_explained, _takers, _unsure
+from ackline.dlq.ledger import _account, _limits, _missing, _takers, _unsure
 from ackline.dlq.ledger_rows import Known, Place
 from ackline.infra.names import OUTCOMES
 
@@ -21,7 +21,7 @@ def counts(billing: Depth | None = None, *, tiers: int = 0, outcomes: int = 0, p
 
 def figures(known: Known, most: int, tiers: int = 0) -> dict[str, int]:
     """The figures that are not 0; accepted is their sum."""
-    account = _account("billing", known, counts(Depth(most, held=0), tiers=tiers))
+    account = _account("billing", known, most, tiers)
     columns = ("handled", "waiting", "retrying", "in_review", "redriving", "discarded", "missing", "unclear")
     found = {column: value for column in columns if (value := getattr(account, column))}
     assert account.accepted == sum(found.values()) - account.unclear
@@ -30,7 +30,7 @@ def figures(known: Known, most: int, tiers: int = 0) -> dict[str, int]:
 
 def test_what_is_over_needs_no_queue() -> None:
     assert figures(HANDLED, most=0) == {"handled": 6, "in_review": 2, "discarded": 1}
-    assert _is_explained({"billing": HANDLED}, counts())
+    assert _missing({"billing": HANDLED}, {"billing": 0}, 0) == 0
 
 
 @pytest.mark.parametrize(
@@ -48,19 +48,19 @@ def test_what_is_unfinished_is_in_the_queue_or_in_a_tier_or_missing(
 ) -> None:
     known = Known({Place.BEING_HANDLED: 1, Place.WAITING_FOR_RETRY: 2}, untold=3)
     assert figures(known, most, tiers) == expected
-    assert _is_explained({"billing": known}, counts(Depth(most), tiers=tiers)) is ("missing" not in expected)
+    assert _missing({"billing": known}, {"billing": most}, tiers) == expected.get("missing", 0)
 
 
 def test_the_tiers_hold_what_is_missing_in_one_queue_only_once() -> None:
     two = {"billing": Known(untold=2), "mail": Known(untold=2)}
-    assert _is_explained(two, counts(tiers=4))
-    assert not _is_explained(two, counts(tiers=3))
+    none = {"billing": 0, "mail": 0}
+    assert [_missing(two, none, tiers) for tiers in (5, 4, 3, 0)] == [0, 0, 1, 4]
 
 
 def test_what_a_worker_sent_to_review_and_is_not_there_is_missing() -> None:
     known = Known({Place.REPORTED_DEAD: 1})
     assert figures(known, most=5) == {"missing": 1}
-    assert not _is_explained({"billing": known}, counts(Depth(5)))
+    assert _missing({"billing": known}, {"billing": 5}, 5) == 1
 
 
 @pytest.mark.parametrize(("most", "expected"), [(0, {"unclear": 3}), (2, {"waiting": 2, "unclear": 1})])
@@ -68,7 +68,7 @@ def test_what_may_be_from_before_a_consumer_is_its_own_as_far_as_its_queue_shows
     most: int, expected: dict[str, int]
 ) -> None:
     assert figures(Known(doubtful=3), most) == expected
-    assert _is_explained({"billing": Known(doubtful=3)}, counts(Depth(most)))
+    assert _missing({"billing": Known(doubtful=3)}, {"billing": most}, 0) == 0
 
 
 def test_what_workers_hold_counts_where_it_is_counted_and_makes_unsure_where_it_is_not() -> None:
@@ -76,6 +76,9 @@ def test_what_workers_hold_counts_where_it_is_counted_and_makes_unsure_where_it_
     assert Depth(1, held=2).most == 3
     assert Depth(0, held=0, together=3).most == 3, "a worker took them between the two counts"
     assert Depth(1).most is None
+    for depth, ready, with_held in ((None, 0, 0), (Depth(1), 1, 1), (Depth(1, held=2), 1, 3)):
+        assert _limits(known, counts(depth)) == {"billing": ready}
+        assert _limits(known, counts(depth), with_held=True) == {"billing": with_held}
     said = _unsure(known, counts(Depth(1), problem="It does not answer."), is_settled=True, waited=30)
     assert said == "Workers of billing may hold messages, which is not known: It does not answer."
     assert _unsure(known, counts(Depth(1, held=1)), is_settled=True, waited=30) is None
