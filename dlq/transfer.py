@@ -8,7 +8,7 @@ the other database's.
 from __future__ import annotations
 
 import hashlib
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -16,8 +16,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import (
     AwareDatetime,
-    Base64Bytes,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -147,6 +147,7 @@ def _done(connection: Connection, ids: Sequence[int]) -> dict[int, list[dict[str
 # --- in ---------------------------------------------------------------------------------------------------------------
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
+_Base64 = Annotated[bytes, BeforeValidator(lambda written: b64decode(written, validate=True))]
 
 
 class _Entry(BaseModel):
@@ -164,8 +165,8 @@ class _Message(BaseModel):
     """A payload and its properties."""
 
     payload: str | None = None
-    payload_base64: Base64Bytes | None = None
-    properties_base64: Base64Bytes
+    payload_base64: _Base64 | None = None
+    properties_base64: _Base64
 
     @model_validator(mode="after")
     def _has_one_payload(self) -> Self:
