@@ -9,6 +9,7 @@ import click
 from ackline.dlq.alerts import AlertSender
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.reviewer import Reviewer
+from ackline.dlq.upkeep import of_letters
 from ackline.infra import database
 from ackline.infra.logs import configure_logging
 from ackline.infra.settings import settings
@@ -33,6 +34,7 @@ def reviewer() -> None:
             status_keep_days=configured.status_keep_days,
             contracts=partial(Contracts.of, configured),
             alerts=AlertSender(engine, configured, configured.alert_url) if configured.alert_url else None,
+            upkeep=of_letters(engine, configured),
         )
         stop_on_signal(role.stop)
         role.run()

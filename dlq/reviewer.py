@@ -18,15 +18,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from functools import cache
 
 from sqlalchemy import Engine
 
-from ackline.dlq import acceptance, chores, deadletter, outcome
+from ackline.dlq import acceptance, deadletter, outcome
 from ackline.dlq.alerts import AlertSender
-from ackline.dlq.chores import Chores
+from ackline.dlq.chores import Chore, Chores, of_groups
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.feed import Arrival, Feed
@@ -71,12 +71,13 @@ class Reviewer:
         status_keep_days: float = STATUS_KEEP_DAYS,
         contracts: Callable[[], Contracts] = lambda: Contracts({}),
         alerts: AlertSender | None = None,
+        upkeep: Mapping[str, Chore] | None = None,
     ) -> None:
         """url: the broker. engine: the database, whose tables are up to date. grace_seconds: how long `stop` takes.
 
         status_keep_days: a status that has not changed for so long is forgotten. contracts: of the application, which
         is imported only when a redrive needs it: one with a patch, or one whose plan somebody else did not end. alerts:
-        tells of failures, if somebody is to be told.
+        tells of failures, if somebody is to be told. upkeep: chores beside those that groups need.
         """
         self._store = Store(engine, alerting=alerts is not None)
         self._feed = Feed(url, PREFETCH, declare=lambda: declare(url))
@@ -85,7 +86,9 @@ class Reviewer:
         contracts = cache(contracts)
         self._sender = Sender(engine, url, contracts)
         self._finisher = Finisher(engine, url, contracts)
-        self._beside: list[Chores | AlertSender] = [Chores(chores.of_groups(engine)), *([alerts] if alerts else [])]
+        self._beside: list[Chores | AlertSender] = [Chores({**of_groups(engine), **(upkeep or {})})]
+        if alerts is not None:
+            self._beside.append(alerts)
         self._grace = grace_seconds
         self._stopping = threading.Event()
         self._outage = Outage("taking dead letters", self._stopping)
