@@ -61,7 +61,7 @@ def note(connection: Connection, arrivals: Sequence[Arrival], at: datetime, *, a
         ]
         alert = {"at": at, "next_at": at, "state": AlertState.WAITING, "attempts": 0}
         if news:
-            connection.execute(insert(alerts), [told | alert for told in news])
+            connection.execute(insert(alerts), [alert | found for found in news])
 
 
 def are_incomplete(connection: Connection) -> bool:

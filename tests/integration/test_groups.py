@@ -108,7 +108,7 @@ def test_equal_failures_are_one_group(store: Store, groups: Groups) -> None:
     )
     assert (value.arrivals, key.arrivals) == (3, 1), "what was delivered twice failed once"
     assert value.counts == {"in review": 3, "redriving": 0, "handled": 0, "discarded": 0}
-    assert value.rate == [0] * 23 + [3] or value.rate[-2:] == [3, 0] or sum(value.rate) == 3
+    assert sum(value.rate) == 3
     assert begun <= value.first_seen <= value.last_seen <= now()
     assert value.sample is not None
     assert value.sample.message_id == "m-4"
@@ -162,11 +162,12 @@ def test_a_redriven_dead_letter_that_fails_again_counts_as_another_arrival(store
 
 def test_arrivals_are_shown_by_the_hour(store: Store, groups: Groups) -> None:
     this_hour = now().replace(minute=30)
-    ago = [dead(f"m-{hours}", received_at=this_hour - timedelta(hours=hours)) for hours in (0, 2, 2.2, 23, 26)]
+    ago = [dead(f"m-{hours}", received_at=this_hour - timedelta(hours=hours)) for hours in (0, 2, 2.2, 22, 26)]
     store.ingest([replace(one, message_id=f"m-{number}") for number, one in enumerate(ago)])
     found = only(groups)
     assert sum(found.rate) == 4, "one was longer ago than a day"
-    assert found.rate[0] + found.rate[-1] >= 1
+    # The next hour may have begun meanwhile.
+    assert (sum(found.rate[-2:]), sum(found.rate[-4:]), sum(found.rate[:2])) == (1, 3, 1)
     assert found.first_seen == this_hour - timedelta(hours=26)
     assert found.last_seen == this_hour
 
