@@ -26,14 +26,16 @@ class Entered:
     err: str
 
 
-def enter(settings: Settings, *arguments: str, given: str | bytes | None = None, **more: str) -> Entered:
-    """Enter `ackline` with *arguments* in an environment that has *settings*, in a pipe; given: its standard input."""
+def enter(settings: Settings, *arguments: str, given: str | None = None, **more: str) -> Entered:
+    """Enter `ackline` with *arguments* in an environment that has *settings* and *more*, in a pipe; given: its standard
+    input.
+    """
     with pytest.MonkeyPatch.context() as patch:
         for name, value in environment(settings, ACKLINE_ACTOR=ACTOR, **more).items():
             patch.setenv(name, value)
         configured.cache_clear()
         try:
-            done = CliRunner().invoke(cli, arguments, input=given)
+            done = CliRunner().invoke(cli, arguments, input=given, prog_name="ackline")
         finally:
             configured.cache_clear()
     if isinstance(done.exception, AcklineError):  # as `ackline.infra.cli.main` tells it

@@ -35,18 +35,13 @@ _SAMPLE = 5
 _ROOTED = re.compile(rf"{ROOT}(?=[.\[])")
 
 
-def _assignments(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[tuple[str, Any]]:
-    """`NAME=VALUE` as name and value: JSON if it is some, else the text."""
-    found = []
-    for written in values:
-        name, equals, value = written.partition("=")
-        if not equals or not name:
-            raise click.BadParameter(f"{written!r} is not NAME=VALUE.", ctx, param)
-        try:
-            found.append((name, document.read(value.encode("utf-8", "surrogateescape"))))
-        except NotJson:
-            found.append((name, value))
-    return found
+def _assignments(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> list[tuple[str, str]]:
+    """`NAME=VALUE` as name and value."""
+    parted = [written.partition("=") for written in values]
+    for name, equals, value in parted:
+        if not name or not equals:
+            raise click.BadParameter(f"{name + equals + value!r} is not NAME=VALUE.", ctx, param)
+    return [(name, value) for name, _, value in parted]
 
 
 @click.command()
@@ -63,8 +58,8 @@ def edit(
     at: Seat,
     reference: str,
     file: IO[bytes] | None,
-    sets: list[tuple[str, Any]],
-    headers: list[tuple[str, Any]],
+    sets: list[tuple[str, str]],
+    headers: list[tuple[str, str]],
     drops: tuple[str, ...],
     reason: str,
     yes: bool,
@@ -74,7 +69,7 @@ def edit(
 
     In $EDITOR, unless the options say what to change. The original is kept, and each edit is a version of it. A message
     that its contract would refuse is not saved. Secrets are masked; a mask that is left as it is keeps the secret.
-    VALUE is JSON, or a text as it stands.
+    VALUE is a text where there is one now, else JSON.
 
     \b
     ackline dlq edit 17 --set country=GB --reason "UK is not in ISO 3166"
@@ -86,7 +81,8 @@ def edit(
     detail = at.desk.letters.get(at.who, row_id)
     shape = at.contracts.shape(detail.type)
     shown = at.desk.letters.payload(at.who, row_id)
-    wanted = {name: value for name, value in (detail.headers | dict(headers)).items() if name not in drops}
+    wanted = {name: value for name, value in detail.headers.items() if name not in drops}
+    wanted |= {name: _meant(value, wanted.get(name)) for name, value in headers}
 
     def save(payload: bytes | None) -> Version:
         diff = [] if payload is None else difference.of_payloads(shown, payload, shape)
@@ -172,14 +168,11 @@ def patch(
         operations = json.loads(file.read())
     except (ValueError, RecursionError) as error:
         raise Invalid(f"{file.name} is not JSON: {error}.") from None
-    if preview or not as_json:
+    if preview:
         found = at.desk.edits.preview_patch(at.who, selection, operations, _SAMPLE)
         for one in found:
             print_json(one) if as_json else _show_preview(one)
-        if preview:
-            sys.exit(FAILED if any(one.faults for one in found) else 0)
-    if not as_json:
-        print()
+        sys.exit(FAILED if any(one.faults for one in found) else 0)
     with spinner("Planning"):
         planned = at.desk.redrives.plan(
             at.who, selection, consumer=destination, rate=rate, patch=operations, reason=reason
@@ -244,7 +237,7 @@ def _read(payload: bytes) -> Any:
         raise Invalid(f"Its payload is not JSON ({error}): take a whole one from a --file.") from None
 
 
-def _with(value: Any, sets: Sequence[tuple[str, Any]]) -> Any:
+def _with(value: Any, sets: Sequence[tuple[str, str]]) -> Any:
     """The document *value* with these fields set. Raises `Invalid`."""
     for written, new in sets:
         path = parse_path(written if _ROOTED.match(written) else f"{ROOT}.{written}")
@@ -253,8 +246,19 @@ def _with(value: Any, sets: Sequence[tuple[str, Any]]) -> Any:
         is_there = isinstance(place, dict) if isinstance(last, str) else isinstance(place, list) and last < len(place)
         if not is_there:
             raise Invalid(f"There is no {spelled(tuple(way))} that {spelled(path)} could be set in.")
-        place[last] = new
+        is_known = isinstance(last, int) or last in place
+        place[last] = _meant(new, place[last] if is_known else None)
     return value
+
+
+def _meant(written: str, now: Any) -> Any:
+    """What *written* means in place of *now*: a text where there is one, else JSON if it is some."""
+    if isinstance(now, str):
+        return written
+    try:
+        return document.read(written.encode("utf-8", "surrogateescape"))
+    except NotJson:
+        return written
 
 
 def _by_hand(shown: bytes, save: Callable[[bytes], Version]) -> Version:

@@ -136,7 +136,7 @@ def listing(found: Sequence[Group]) -> Table:
 def show(to: Console, one: Group) -> None:
     """Print all that is known of a group."""
     counts = ", ".join(f"{count:,} {state}" for state, count in one.counts.items() if count)
-    seen = f"{moment(one.first_seen)} to {moment(one.last_seen)}, {counted(one.arrivals, 'failure')} in all"
+    seen = f"{moment(one.first_seen)} to {moment(one.last_seen)}, {counted(one.arrivals, 'failure')}"
     known = {
         "failure": _title(one),
         "said": one.message,
@@ -145,7 +145,7 @@ def show(to: Console, one: Group) -> None:
         "dead letters": counts or "none",
         "seen": seen,
         "last 24 h": bars(one.rate),
-        "status": f"{_status(one)}, by {one.status_by} {moment(one.status_at)}" if one.status_by else _status(one),
+        "status": f"{_status(one)} since {moment(one.status_at)}, by {one.status_by}",
         "reopened": f"{one.reopened} times" if one.reopened else "",
         "owner": one.owner or "",
         "note": one.note or "",

@@ -37,7 +37,11 @@ Move = Callable[..., None]
 def spinner(what: str) -> Any:
     """A block during which a terminal shows that something is being done."""
     to = Console(stderr=True)
-    return to.status(what) if to.is_terminal else nullcontext()
+    return to.status(what) if _moves(to) else nullcontext()
+
+
+def _moves(to: Console) -> bool:
+    return to.is_terminal and not to.is_dumb_terminal
 
 
 @contextmanager
@@ -45,7 +49,7 @@ def bar(what: str, total: int | None = None, hidden: bool = False) -> Iterator[M
     """A bar on standard error while the block runs, if that is a terminal."""
     to = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=to, transient=True, disable=hidden or not to.is_terminal) as shown:
+    with Progress(*columns, console=to, transient=True, disable=hidden or not _moves(to)) as shown:
         yield partial(shown.update, shown.add_task(what, total=total))
 
 
