@@ -151,7 +151,7 @@ def test_what_waits_for_the_reviewer_makes_it_unsure_not_wrong(
     reviewing()
     assert client.take("tracked") is not None
     event = {"event": "handled", "message_id": first, "consumer": "tracked", "type": "test.tracked", "attempt": 1}
-    told = json.dumps([event | {"at": "2026-01-02T03:04:05Z", "worker": "host:1"}]).encode()
+    told = json.dumps([event | {"at": now().isoformat(), "worker": "host:1"}]).encode()
     client.publish(OUTCOMES, "handled.tracked", told)
     found = window(engine, configured)
     [account] = found.accounts
