@@ -427,7 +427,7 @@ def _rate(rate: float) -> float:
 
 
 def _redrive(connection: Connection, row: Any) -> Redrive:
-    items = row.counts or statement.counts(connection, row.id)
+    items = row.counts or _planned(row) or statement.counts(connection, row.id)
     fields = {name: getattr(row, name) for name in Redrive.__dataclass_fields__ if name in redrives.c}
     fields |= {
         "state": RedriveState(row.state),
@@ -436,6 +436,14 @@ def _redrive(connection: Connection, row: Any) -> Redrive:
         "items": items,
     }
     return Redrive(**fields)
+
+
+def _planned(row: Any) -> dict[str, int] | None:
+    """What the items are as long as nothing has been sent: nobody has to count them."""
+    if row.state not in (RedriveState.PLANNING, RedriveState.PLANNED):
+        return None
+    found = {ItemState.PLANNED: row.plan["messages"], ItemState.INELIGIBLE: sum(row.plan["ineligible"].values())}
+    return {state.value: found.get(state, 0) for state in ItemState}
 
 
 def _several(count: int, what: str) -> str:

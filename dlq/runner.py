@@ -80,13 +80,13 @@ class Runner:
             step = next_step(facts[row.id], at, share)
             full = None
             if isinstance(step, Send):  # so the broker is asked, before anybody waits for the transaction
-                full = self._too_full(row)
+                full = self._unready(row) or self._too_full(row)
                 step = Wait(full) if full else step
             if isinstance(step, Wait) and step.why == row.why:
                 continue
             room = most_bytes - sum(len(claim.payload) for claim in claims)
             if room > 0 or not claims:
-                patching = None if row.patch is None else Patching(self._contracts(), row)
+                patching = Patching(self._contracts(), row) if row.patch is not None and full is None else None
                 with writing(self._engine) as connection, transitions(connection) as moves:
                     claims += _advance(connection, moves, row.id, full, share, room, seconds, patching)
         return claims
@@ -99,6 +99,17 @@ class Runner:
                 still = (redrives.c.id == redrive_id, *_IS_RUNNING, ~_PLANNED, ~_OPEN)
                 if connection.execute(update(redrives).where(*still).values(done)).rowcount:
                     log.info("redrive %d is done: %s", redrive_id, {k: v for k, v in counts.items() if v})
+
+    def _unready(self, row: Any) -> str | None:
+        """Why the patch of a redrive cannot be applied here, if so."""
+        if row.patch is None:
+            return None
+        try:
+            known = self._contracts().types
+        except Exception as error:  # whatever the application's modules raise
+            return f"waits: the reviewer cannot import the application: {type(error).__name__}: {error}"
+        missing = sorted(set(row.plan["types"]).intersection(row.options["contracts"]).difference(known))
+        return f"waits: the reviewer does not know {', '.join(missing)}; give it ACKLINE_APP" if missing else None
 
     def _too_full(self, row: Any) -> str | None:
         """Why nothing more can be put into the queues of a redrive, if so."""

@@ -640,6 +640,12 @@ def test_a_patch_is_tried_on_each_when_it_is_planned_and_is_an_edit_when_its_tur
     assert "there is no such place" in errors[0]
     assert "order_id" in errors[1]
     desk.start(BOB, found.id)
+
+    def broken() -> Contracts:
+        raise ModuleNotFoundError("No module named 'shop'")
+
+    assert Runner(engine, reviewing.queues, broken).claims(500, 1_000_000, 30) == []
+    assert "cannot import the application: ModuleNotFoundError" in str(desk.get(ADA, found.id).why)
     (claim,) = reviewing.send()
     assert json.loads(claim.payload) == {"order_id": "A-1", "total": 1}
     with reading(engine) as connection:
