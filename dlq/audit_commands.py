@@ -66,7 +66,9 @@ def _about(action: Action) -> str:
     if action.dead_letter is not None:
         return f"{action.dead_letter} and {action.count - 1:,} more" if action.count > 1 else str(action.dead_letter)
     told = action.details
-    return line(str(next((told[name] for name in ("person", "approval", "redrive", "fingerprint") if name in told), "-")))
+    return line(
+        str(next((told[name] for name in ("person", "approval", "redrive", "fingerprint") if name in told), "-"))
+    )
 
 
 @audit.command()

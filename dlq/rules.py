@@ -23,13 +23,12 @@ from ackline.infra.settings import Settings
 
 
 class Kind(StrEnum):
-    """What a rule can be about."""
+    """What a rule can be about: what a request can hold whole. An import is none, and only takes an admin."""
 
     REDRIVE = "redrive"
     DISCARD = "discard"
     RESTORE = "restore"
     EDIT = "edit"
-    IMPORT = "import"
 
 
 #: What it takes to do each, and so to approve it.
@@ -38,7 +37,6 @@ RIGHT_OF: Mapping[Kind, Right] = {
     Kind.DISCARD: Right.DISCARD,
     Kind.RESTORE: Right.RESTORE,
     Kind.EDIT: Right.EDIT,
-    Kind.IMPORT: Right.IMPORT,
 }
 
 

@@ -109,7 +109,7 @@ def test_rules_come_from_the_settings_and_each_wrong_one_is_named() -> None:
     with pytest.raises(ConfigurationError) as caught:
         rules(Settings(approval_rules=wrong))
     said = str(caught.value)
-    assert "rule 2, action: Input should be 'redrive', 'discard', 'restore', 'edit' or 'import'" in said
+    assert "rule 2, action: Input should be 'redrive', 'discard', 'restore' or 'edit'" in said
     assert "rule 3, types: Value error, 'a*b' is no name" in said
     assert "rule 3, over: " in said
     assert "rule 3, type: Extra inputs are not permitted" in said
