@@ -147,7 +147,15 @@ def _done(connection: Connection, ids: Sequence[int]) -> dict[int, list[dict[str
 # --- in ---------------------------------------------------------------------------------------------------------------
 
 _Count = Annotated[int, Field(ge=0, lt=2**31)]
-_Base64 = Annotated[bytes, BeforeValidator(lambda written: b64decode(written, validate=True))]
+
+
+def _decoded(written: Any) -> bytes:
+    if not isinstance(written, str):
+        raise ValueError("must be a text in base64")
+    return b64decode(written, validate=True)
+
+
+_Base64 = Annotated[bytes, BeforeValidator(_decoded)]
 
 
 class _Entry(BaseModel):

@@ -17,7 +17,7 @@ from ackline.dlq.api.letters import DeadLetterId
 from ackline.dlq.api.redrives import Patch
 from ackline.dlq.api.refusals import WAITS
 from ackline.dlq.api.service import Served
-from ackline.dlq.api.values import MAX_ID, Body, Reason
+from ackline.dlq.api.values import MAX_ID, Body, Faulty, Reason, faulty
 from ackline.dlq.difference import Difference
 from ackline.dlq.edits import Version
 from ackline.dlq.errors import Fault, Invalid
@@ -87,13 +87,6 @@ class PatchPreview(Body):
     sample: int = Field(default=10, ge=1, le=100, description="How many of them, the latest.")
 
 
-class Faulty(BaseModel):
-    """What is wrong in a payload."""
-
-    field: str
-    message: str
-
-
 class Preview(BaseModel):
     """What the patch would make of one dead letter. faults: why it cannot be patched."""
 
@@ -142,7 +135,7 @@ def previewed(who: Acting, served: Served, body: PatchPreview) -> list[Preview]:
             type=one.type,
             consumer=one.consumer,
             diff=one.diff,
-            faults=[Faulty(field=fault.path, message=fault.message) for fault in one.faults],
+            faults=faulty(one.faults),
         )
         for one in found
     ]

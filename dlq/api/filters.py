@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ackline.dlq.api.cursor import Cursor
-from ackline.dlq.api.values import Body, Id, Line, Name, Text, Time
+from ackline.dlq.api.values import Body, Id, Name, Text, Time
 from ackline.dlq.condition import MAX_CONDITION
 from ackline.dlq.filters import MAX_CONDITIONS, MAX_IDS, MAX_TEXT
 from ackline.dlq.selection import Selection
@@ -30,9 +30,9 @@ class Filters(Body):
     type: Name | None = None
     fingerprint: Name | None = Field(default=None, description="Those of one group.")
     source: Source | None = None
-    error_type: Line | None = None
-    message_id: Line | None = None
-    correlation_id: Line | None = None
+    error_type: Name | None = None
+    message_id: Name | None = None
+    correlation_id: Name | None = None
     attempts_min: Attempts | None = None
     attempts_max: Attempts | None = None
     received_since: Time | None = Field(default=None, description="Included.")
@@ -49,6 +49,13 @@ class Filters(Body):
         return Selection.parse(**self.model_dump(include=set(Filters.model_fields), exclude_none=True))
 
 
+class QueryFilters(Filters):
+    """The same in a URL, of which servers read no more than some ten thousand bytes: many ids are for a body."""
+
+    ids: Annotated[list[Id], Field(max_length=100)] | None = None
+    where: Annotated[list[Annotated[Condition, Field(max_length=400)]], Field(max_length=MAX_CONDITIONS)] | None = None
+
+
 class Paged(Body):
     """Which part of a list."""
 
@@ -56,5 +63,5 @@ class Paged(Body):
     limit: int = Field(default=50, ge=1, le=MAX_PAGE)
 
 
-class PagedFilters(Filters, Paged):
+class PagedFilters(QueryFilters, Paged):
     """Which part of which dead letters."""

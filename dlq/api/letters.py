@@ -9,7 +9,7 @@ from pydantic import BaseModel, Field
 
 from ackline.dlq.api import cursor
 from ackline.dlq.api.access import Acting
-from ackline.dlq.api.filters import Filters, PagedFilters
+from ackline.dlq.api.filters import Filters, PagedFilters, QueryFilters
 from ackline.dlq.api.refusals import WAITS
 from ackline.dlq.api.service import Served
 from ackline.dlq.api.values import MAX_ID, Body, Id, Reason, Text, Why
@@ -63,7 +63,7 @@ def listed(who: Acting, served: Served, filters: Annotated[PagedFilters, Query()
 
 
 @router.get("/api/dead-letters/counts", summary="How many dead letters are in each state")
-def counted(who: Acting, served: Served, filters: Annotated[Filters, Query()]) -> dict[str, int]:
+def counted(who: Acting, served: Served, filters: Annotated[QueryFilters, Query()]) -> dict[str, int]:
     """Of those of which all filters are true."""
     return served.desk.letters.counts(who, filters.selection())
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Annotated, Any
 
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import StreamingResponse
+from pydantic import BaseModel, Field
+from starlette.requests import ClientDisconnect
 
 from ackline.dlq.api import lines
 from ackline.dlq.api.access import Acting
-from ackline.dlq.api.filters import Filters
+from ackline.dlq.api.filters import Filters, QueryFilters
 from ackline.dlq.api.service import Served
-from ackline.dlq.api.values import Body, Reason
+from ackline.dlq.api.values import Body, Faulty, Reason, faulty
 from ackline.dlq.rights import Right
-from ackline.dlq.transfer import Imported
+from ackline.producer.gateway.problems import Refusal, documented
 
 router = APIRouter(tags=["export and import"])
 
@@ -25,6 +28,15 @@ router = APIRouter(tags=["export and import"])
 IMPORT, MAX_IMPORT_BYTES = "/api/import", 1024**3
 #: Bytes that are kept in memory, and not on disk, while they arrive.
 _IN_MEMORY = 4 * 1024 * 1024
+
+
+class Imported(BaseModel):
+    """What became of lines."""
+
+    stored: int = Field(description="That are in review now.")
+    duplicates: int = Field(description="That were here already.")
+    faulty: int = Field(description="That cannot be used.")
+    faults: list[Faulty] = Field(description="Why not, by the number of the line; the first of them.")
 
 
 class Unmasked(Body):
@@ -35,7 +47,7 @@ class Unmasked(Body):
 
 
 @router.get("/api/export", response_class=StreamingResponse, responses=lines.DOCUMENTED, summary="Export dead letters")
-def exported(who: Acting, served: Served, filters: Annotated[Filters, Query()]) -> StreamingResponse:
+def exported(who: Acting, served: Served, filters: Annotated[QueryFilters, Query()]) -> StreamingResponse:
     """Those of which all filters are true, with their payloads, histories and edits: one JSON object a line."""
     return _file(served.desk.letters.export(who, filters.selection()))
 
@@ -57,7 +69,8 @@ def _file(found: Iterator[dict[str, Any]]) -> StreamingResponse:
 
 @router.post(
     IMPORT,
-    openapi_extra={"requestBody": {"required": True, "content": {lines.NDJSON: {"schema": {"type": "string"}}}}},
+    openapi_extra={"requestBody": {"required": True, "content": {lines.NDJSON: {"schema": {"type": "object"}}}}},
+    responses=documented(415),
     summary="Import dead letters",
 )
 async def imported(who: Acting, served: Served, request: Request) -> Imported:
@@ -65,7 +78,12 @@ async def imported(who: Acting, served: Served, request: Request) -> Imported:
     who.must(Right.IMPORT)
     lines.check_kind(request)
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
-        async for chunk in request.stream():
-            await run_sync(file.write, chunk)
+        try:
+            async for chunk in request.stream():
+                await run_sync(file.write, chunk)
+        except ClientDisconnect:  # nobody reads this; but it is no failure of the desk either
+            raise Refusal(HTTPStatus.BAD_REQUEST, "The body was not sent to its end.") from None
         file.seek(0)
-        return await run_sync(served.desk.letters.import_, who, file)
+        took = await run_sync(served.desk.letters.import_, who, file)
+    faults = faulty(took.faults)
+    return Imported(stored=took.stored, duplicates=took.duplicates, faulty=took.faulty, faults=faults)

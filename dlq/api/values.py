@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -14,6 +15,8 @@ from pydantic import (
     PlainSerializer,
     StringConstraints,
 )
+
+from ackline.dlq.errors import Fault
 
 #: The greatest number that both databases have for an id.
 MAX_ID = 2**63 - 1
@@ -59,3 +62,15 @@ class Why(Body):
     """The reason of an action that needs nothing else."""
 
     reason: Reason
+
+
+class Faulty(BaseModel):
+    """What is wrong, and where."""
+
+    field: str
+    message: str
+
+
+def faulty(faults: Iterable[Fault]) -> list[Faulty]:
+    """*faults* as an answer has them."""
+    return [Faulty(field=fault.path, message=fault.message) for fault in faults]

@@ -595,6 +595,50 @@ def test_what_is_exported_here_can_be_imported_elsewhere(desk: Desk, tmp_path: P
         assert len(say["faults"]) == 1, say
 
 
+#: Values that may be wrong anywhere.
+WRONG: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    "",
+    "x",
+    "\x00",
+    "\ud800",
+    "2026-01-01T00:00:00+99:99",
+    [],
+    [None],
+    {},
+    {"x": 1},
+    "9" * 5000,
+)
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_no_line_that_is_imported_is_more_than_refused(
+    ackline_settings: Settings, database: str, request: pytest.FixtureRequest
+) -> None:
+    """Whatever stands in whichever field: the line is taken, or told by its number, and no other one is lost for it."""
+    settings = ackline_settings
+    if database == "postgresql":
+        settings = settings.model_copy(update={"database_url": request.getfixturevalue("postgresql_url")})
+    with serving(settings) as desk:
+        desk.arrives(letter())
+        good = desk.client.get("/api/export").json()
+        lines = [json.dumps(good | {name: wrong}) for name in good for wrong in WRONG]
+        lines += ["null", "[]", "{}", "[" * 50_000, '{"message_id": ', "NaN", "1e400", '"\\ud800"', ""]
+        content = "\n".join([*lines, json.dumps(good | {"message_id": "the last one"})]).encode() + b"\n\xff\x00"
+        answer = desk.client.post("/api/import", content=content, headers={"Content-Type": "application/x-ndjson"})
+        assert answer.status_code == 200, answer.text[:2000]
+        told = answer.json()
+        assert told["faults"]
+        found = desk.client.get("/api/dead-letters", params={"message_id": "the last one"}).json()["items"]
+        assert [item["state"] for item in found] == ["in review"]
+        assert desk.client.get("/api/dead-letters", params={"limit": 500}).status_code == 200
+
+
 def test_the_ledger_is_asked_for_a_window(desk: Desk) -> None:
     declare(desk.settings.broker, [ConsumerQueue("billing", ("order.placed",))])
     found = desk.client.get("/api/ledger", params={"since": "2026-01-01T00:00:00Z", "wait": 0}).json()
