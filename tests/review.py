@@ -27,7 +27,15 @@ class Review(Store):
         self.letters = Letters(engine, Contracts({}), approvals)
 
     def page(self, after: int | None = None, limit: int = 50, **filters: Any) -> list[Summary]:
-        return self.letters.page(ADA, Selection.parse(**filters), after, limit).items
+        """Up to *limit* dead letters, of as many pages as that takes."""
+        found: list[Summary] = []
+        while len(found) < limit:
+            page = self.letters.page(ADA, Selection.parse(**filters), after, limit - len(found))
+            found += page.items
+            after = page.next
+            if after is None:
+                break
+        return found
 
     def counts(self, **filters: Any) -> dict[str, int]:
         return self.letters.counts(ADA, Selection.parse(**filters))
