@@ -5,7 +5,7 @@ can tell from each name what the exchange or queue is for.
 """
 
 MESSAGES = "ackline.messages"
-"""Topic exchange: where everything enters. Upstream clients need write permission here, and for tracked messages below."""
+"""Topic exchange: where everything enters. Upstream clients may write here, and for tracked messages below."""
 
 TRACKED = "ackline.tracked"
 """Topic exchange: the other way in, for tracked messages. It leads to `ackline.messages`, and a copy to `ACCEPTED`."""

@@ -101,14 +101,14 @@ def _by_hand(bench: Bench) -> Mapping[str, float]:
         declare(vhost.amqp_url, [ConsumerQueue(_CONSUMER, (TYPE,)), ConsumerQueue(_BY_HAND, ())])
         connection = pika.BlockingConnection(pika.URLParameters(vhost.amqp_url))
         channel = connection.channel()
-        properties = pika.BasicProperties(type=TYPE, delivery_mode=2, content_type="application/json")
+        properties = pika.BasicProperties(type=TYPE, delivery_mode=2)  # type: ignore[no-untyped-call]
         for number in range(count):
             channel.basic_publish("ackline.return", _BY_HAND, placed(number).model_dump_json().encode(), properties)
         channel.confirm_delivery()
         moved, began = 0, time.perf_counter()
         while moved < count:
             method, found, body = channel.basic_get(_BY_HAND)
-            if method is None:
+            if method is None or body is None:
                 assert time.perf_counter() - began < MEASURE_SECONDS
                 continue
             channel.basic_publish("ackline.return", _CONSUMER, body, found, mandatory=True)

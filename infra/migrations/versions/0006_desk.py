@@ -82,8 +82,8 @@ _GUARDS = [
         for event in ("UPDATE", "DELETE")
     ),
 ]
-#: What PostgreSQL's full-text index holds: words of letters and digits, as FTS5 cuts them. What separates them is listed
-#: here, for what a letter is depends on the database's locale: in "C" only those of ASCII are.
+#: What PostgreSQL's full-text index holds: words of letters and digits, as FTS5 cuts them. What separates them is
+#: listed here, for what a letter is depends on the database's locale: in "C" only those of ASCII are.
 _WORDS = (
     "to_tsvector('simple', regexp_replace(error_message || ' ' || reason, "
     r"'[\x01-/:-@[-`{-\x7f\u0080-\u00bf\u2000-\u206f]+', ' ', 'g'))"
@@ -493,7 +493,7 @@ def _create_tables() -> None:
     op.create_index(
         op.f("ix_dead_letters_fingerprint_state_id"), "dead_letters", ["fingerprint", "state", "id"], unique=False
     )
-    op.create_index(op.f("ix_dead_letters_received_at"), "dead_letters", ["received_at"], unique=False)
+    op.create_index(op.f("ix_dead_letters_received_at_id"), "dead_letters", ["received_at", "id"], unique=False)
     for at in ("handled_at", "discarded_at"):
         there = sa.text(f"{at} IS NOT NULL")
         op.create_index(f"ix_dead_letters_{at}", "dead_letters", [at], sqlite_where=there, postgresql_where=there)
