@@ -124,7 +124,7 @@ def discard(at: Seat, selection: Selection, reason: str, expect: int | None, as_
 def restore(at: Seat, references: tuple[str, ...], reason: str, as_json: bool) -> None:
     """Bring discarded dead letters back into review."""
     done = at.desk.letters.restore(at.who, at.ids(named(references)), reason)
-    _tell(done, "restored", " They are in review again.", as_json)
+    _tell(done, "restored", " In review again.", as_json)
 
 
 @click.command()
@@ -139,7 +139,7 @@ def undo(at: Seat, action: int, reason: str, as_json: bool) -> None:
     something with since stays as it is.
     """
     done = at.desk.letters.undo(at.who, action, reason)
-    _tell(done, "restored", " They are in review again.", as_json)
+    _tell(done, "restored", " In review again.", as_json)
 
 
 def _tell(done: Done, what: str, more: str, as_json: bool) -> None:

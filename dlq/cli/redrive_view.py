@@ -27,7 +27,7 @@ def plan(to: Console, redrive: Redrive) -> None:
     """Print a plan as a person reads it, and what to do next."""
     found = redrive.plan
     assert found is not None  # noqa: S101
-    title = f"Redrive {redrive.id} is planned: {counted(found.messages, 'message')}. Nothing has been sent."
+    title = f"Redrive {redrive.id} is planned: {planned(redrive)}. Nothing has been sent."
     to.print(Text(title, style="bold"))
     print_facts(to, {"to": _counts(found.consumers), "of type": _counts(found.types), "pace": _pace(redrive)})
     if found.ineligible:
@@ -103,6 +103,11 @@ def statement(to: Console, account: Statement) -> None:
     if account.duplicates or account.flagged:
         told = f"{counted(account.duplicates, 'duplicate')} changed nothing"
         to.print(Text(f"  {told}; {counted(account.flagged, 'dead letter')} had something happen out of turn."))
+
+
+def planned(redrive: Redrive) -> str:
+    """How many messages it is of, when it has been planned."""
+    return counted(redrive.plan.messages if redrive.plan else sum(redrive.items.values()), "message")
 
 
 def progress(redrive: Redrive) -> str:

@@ -116,7 +116,8 @@ def plan(
 @seated
 def start(at: Seat, number: int, as_json: bool) -> None:
     """Have the reviewer send what a redrive has planned."""
-    _changed(at.desk.redrives.start(at.who, number), "has begun", as_json)
+    found = at.desk.redrives.start(at.who, number)
+    _tell(found, f"has begun: {redrive_view.planned(found)}", as_json)
 
 
 @click.command()
@@ -128,7 +129,8 @@ def pause(at: Seat, number: int, as_json: bool) -> None:
 
     What is on its way goes on.
     """
-    _changed(at.desk.redrives.pause(at.who, number), "is paused", as_json)
+    found = at.desk.redrives.pause(at.who, number)
+    _tell(found, f"is paused: {redrive_view.progress(found)}", as_json)
 
 
 @click.command()
@@ -140,7 +142,7 @@ def resume(at: Seat, number: int, as_json: bool) -> None:
 
     One that has stopped by itself begins with a new canary.
     """
-    _changed(at.desk.redrives.resume(at.who, number), "goes on", as_json)
+    _tell(at.desk.redrives.resume(at.who, number), "goes on", as_json)
 
 
 @click.command()
@@ -153,7 +155,7 @@ def rate(at: Seat, number: int, rate: float | None, as_json: bool) -> None:
 
     RATE is as 50/s or 600/m; `none` is as fast as it goes.
     """
-    _changed(at.desk.redrives.rate(at.who, number, rate), f"sends {redrive_view.paced(rate)}", as_json)
+    _tell(at.desk.redrives.rate(at.who, number, rate), f"sends {redrive_view.paced(rate)}", as_json)
 
 
 @click.command()
@@ -165,14 +167,15 @@ def cancel(at: Seat, number: int, as_json: bool) -> None:
 
     What is on its way goes on; the others stay in review.
     """
-    _changed(at.desk.redrives.cancel(at.who, number), "is cancelled", as_json)
+    found = at.desk.redrives.cancel(at.who, number)
+    _tell(found, f"is cancelled: {redrive_view.progress(found)}", as_json)
 
 
-def _changed(redrive: Redrive, what: str, as_json: bool) -> None:
+def _tell(redrive: Redrive, what: str, as_json: bool) -> None:
     if as_json:
         print_json(redrive)
         return
-    print(f"Redrive {redrive.id} {what}: {redrive_view.progress(redrive)}.")
+    print(f"Redrive {redrive.id} {what}.")
     for command in redrive_view.following(redrive):
         print(f"  {command}")
 

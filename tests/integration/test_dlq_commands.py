@@ -486,7 +486,7 @@ def test_a_redrive_is_planned_started_slowed_paused_resumed_and_cancelled(settin
         assert part in told
     assert "has not begun" in complaint(settings, "watch", "1")
     assert ask(settings, "start", "1").startswith(
-        "Redrive 1 has begun: 3 to be sent.\n  Watch it:    ackline dlq watch 1"
+        "Redrive 1 has begun: 3 messages.\n  Watch it:    ackline dlq watch 1"
     )
     assert ask(settings, "watch", "1", "--timeout", "0", code=3).startswith("Redrive 1 is running: 3 to be sent.")
     assert "sends 1 a minute" in ask(settings, "rate", "1", "1/m")
