@@ -17,7 +17,7 @@ from ackline.dlq.api.letters import DeadLetterId
 from ackline.dlq.api.redrives import Patch
 from ackline.dlq.api.refusals import WAITS
 from ackline.dlq.api.service import Served
-from ackline.dlq.api.values import MAX_ID, Body, Faulty, Reason, faulty
+from ackline.dlq.api.values import MAX_COUNT, Body, Faulty, Reason, faulty
 from ackline.dlq.difference import Difference
 from ackline.dlq.edits import Version
 from ackline.dlq.errors import Fault, Invalid
@@ -75,7 +75,7 @@ class Edit(Body):
 class Revert(Body):
     """Which version becomes the next one."""
 
-    to_version: int = Field(ge=0, le=MAX_ID, description="0 is the message as it came.")
+    to_version: int = Field(ge=0, le=MAX_COUNT, description="0 is the message as it came.")
     reason: Reason
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ackline.dlq.api.cursor import Cursor
-from ackline.dlq.api.values import Body, Id, Name, Text, Time
+from ackline.dlq.api.values import MAX_COUNT, Body, Id, Name, Text, Time
 from ackline.dlq.condition import MAX_CONDITION
 from ackline.dlq.filters import MAX_CONDITIONS, MAX_IDS, MAX_TEXT
 from ackline.dlq.selection import Selection
@@ -15,9 +15,8 @@ from ackline.infra.tables import DeadLetterState, Source
 
 #: Items of a page at most.
 MAX_PAGE = 500
-_MAX_ATTEMPTS = 2**31 - 1
 
-Attempts = Annotated[int, Field(ge=0, le=_MAX_ATTEMPTS)]
+Attempts = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Condition = Annotated[str, Field(max_length=MAX_CONDITION, examples=['payload.order_id = "A-1"'])]
 
 

@@ -12,7 +12,7 @@ from ackline.dlq.api.access import Acting
 from ackline.dlq.api.filters import Filters, PagedFilters, QueryFilters
 from ackline.dlq.api.refusals import WAITS
 from ackline.dlq.api.service import Served
-from ackline.dlq.api.values import MAX_ID, Body, Id, Reason, Text, Why
+from ackline.dlq.api.values import MAX_COUNT, MAX_ID, Body, Id, Reason, Text, Why
 from ackline.dlq.filters import MAX_IDS
 from ackline.dlq.letters import MAX_NOTE, Done
 from ackline.dlq.selection import Selection
@@ -85,7 +85,7 @@ def unmasked(who: Acting, served: Served, dead_letter_id: DeadLetterId, body: Wh
 _BYTES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/octet-stream": {}}, "description": "A file to keep, whatever it holds."}
 }
-Version = Annotated[int | None, Query(ge=0, le=MAX_ID, description="0 is as it came; else the latest.")]
+Version = Annotated[int | None, Query(ge=0, le=MAX_COUNT, description="0 is as it came; else the latest.")]
 
 
 @router.get(

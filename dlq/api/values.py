@@ -20,6 +20,8 @@ from ackline.dlq.errors import Fault
 
 #: The greatest number that both databases have for an id.
 MAX_ID = 2**63 - 1
+#: The same of what counts something of one dead letter.
+MAX_COUNT = 2**31 - 1
 #: Characters of what people write.
 MAX_NAME, _LINE, _TEXT = 255, 2_000, 20_000
 

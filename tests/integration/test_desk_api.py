@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.broker import fresh_vhost, settings_for
 from tests.desk import PASSWORD, Desk, serving
 from tests.doors import problem
 from tests.letters import letter
+from tests.postgresql import fresh_database
 from tests.roles import listening, role, run
 from tests.waiting import until
 
@@ -39,9 +41,26 @@ def shared(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """A desk without people, with dead letters that no test here changes."""
     with fresh_vhost(broker) as vhost:
         settings = settings_for(vhost.amqp_url, vhost.management_url, tmp_path_factory.mktemp("desk") / "data")
-        with serving(settings) as running:
-            running.arrives(*(letter(f"m-{number}") for number in range(7)))
+        with seven(settings) as running:
             yield running
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def either(shared: Desk, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    """The same on each database."""
+    if request.param == "sqlite":
+        yield shared
+        return
+    server = request.getfixturevalue("postgresql_server")
+    with fresh_database(server) as url, seven(shared.settings.model_copy(update={"database_url": url})) as running:
+        yield running
+
+
+@contextmanager
+def seven(settings: Settings) -> Iterator[Desk]:
+    with serving(settings) as running:
+        running.arrives(*(letter(f"m-{number}") for number in range(7)))
+        yield running
 
 
 def signed_in(desk: Desk, name: str = "ada") -> httpx.Client:
@@ -277,8 +296,8 @@ def test_a_list_is_walked_by_its_cursors_newest_first(shared: Desk) -> None:
 
 @pytest.mark.parametrize("cursor", ["", "1", "!", "W10", "bnVsbA", "OTk5OTk5OTk5OTk5OTk5OTk5OTk5OQ", "é", "A" * 3000])
 @pytest.mark.parametrize("path", ["dead-letters", "groups", "audit", "approvals", "redrives"])
-def test_what_is_no_cursor_is_refused(shared: Desk, path: str, cursor: str) -> None:
-    problem(shared.client.get(f"/api/{path}", params={"after": cursor}), 422)
+def test_what_is_no_cursor_is_refused(either: Desk, path: str, cursor: str) -> None:
+    problem(either.client.get(f"/api/{path}", params={"after": cursor}), 422)
 
 
 @pytest.mark.parametrize("path", ["dead-letters", "groups", "audit", "approvals", "redrives", "redrives/1/items"])
@@ -289,8 +308,19 @@ def test_no_page_is_larger_than_it_may_be(shared: Desk, path: str, limit: str) -
 
 @pytest.mark.parametrize("number", ["0", "-1", "9223372036854775808", "1" * 5000, "one", "1.5", "%00", "1%20OR%201=1"])
 @pytest.mark.parametrize("path", ["dead-letters/{}", "redrives/{}", "approvals/{}", "actions/{}/items"])
-def test_what_can_be_no_id_is_refused(shared: Desk, path: str, number: str) -> None:
-    problem(shared.client.get("/api/" + path.format(number)), 422)
+def test_what_can_be_no_id_is_refused(either: Desk, path: str, number: str) -> None:
+    problem(either.client.get("/api/" + path.format(number)), 422)
+
+
+def test_numbers_that_no_database_keeps_are_refused_or_of_nothing(either: Desk) -> None:
+    for number in (2**31 - 1, 2**31, 2**63 - 1, 2**63, 10**30):
+        for name in ("attempts_min", "attempts_max", "ids", "after"):
+            assert either.client.get("/api/dead-letters", params={name: number}).status_code in (200, 422)
+        for path, name in (("dead-letters/1/payload", "version"), ("audit", "dead_letter"), ("audit/export", "after")):
+            assert either.client.get(f"/api/{path}", params={name: number}).status_code in (404, 422, 200)
+        seen = {"If-Match": f'"{number}"'}
+        answer = either.client.post("/api/dead-letters/1/revert", json=WHY | {"to_version": number}, headers=seen)
+        assert answer.status_code in (409, 422)
 
 
 def test_a_filter_that_does_not_exist_is_refused_and_not_ignored(shared: Desk) -> None:
@@ -341,28 +371,28 @@ FILTERS = {
 
 
 @pytest.mark.parametrize("path", FILTERS)
-def test_nothing_that_is_sent_as_a_filter_is_more_than_a_filter(shared: Desk, path: str) -> None:
+def test_nothing_that_is_sent_as_a_filter_is_more_than_a_filter(either: Desk, path: str) -> None:
     """There is nothing of that name, or it is refused as none."""
-    before = shared.client.get("/api/dead-letters/counts").json()
+    before = either.client.get("/api/dead-letters/counts").json()
     for name in FILTERS[path]:
         for hostile in (*HOSTILE, "nul\x00", "x" * 30_000):
-            answer = shared.client.get(f"/api/{path}", params={name: hostile})
+            answer = either.client.get(f"/api/{path}", params={name: hostile})
             if answer.status_code == 200:
                 found = answer.text if path == "export" else answer.json()["items"]
                 assert not found, f"{name}={hostile!r} found something"
             else:
                 problem(answer, 422)
-    assert shared.client.get("/api/dead-letters/counts").json() == before
+    assert either.client.get("/api/dead-letters/counts").json() == before
 
 
 @pytest.mark.parametrize("hostile", HOSTILE, ids=lambda text: repr(text[:20]))
-def test_a_selection_in_a_body_is_no_more_than_a_filter_either(shared: Desk, hostile: str) -> None:
+def test_a_selection_in_a_body_is_no_more_than_a_filter_either(either: Desk, hostile: str) -> None:
     for name in FILTERS["dead-letters"]:
         value = [hostile] if name in ("ids", "states", "where") else hostile
-        answer = shared.client.post("/api/discards", json=WHY | {"selection": {name: value}})
+        answer = either.client.post("/api/discards", json=WHY | {"selection": {name: value}})
         assert answer.status_code in (409, 422), f"{name}={hostile!r}: {answer.text}"
         assert problem(answer, answer.status_code)
-    assert shared.client.get("/api/dead-letters/counts").json()["in review"] == 7
+    assert either.client.get("/api/dead-letters/counts").json()["in review"] == 7
 
 
 # --- one dead letter --------------------------------------------------------------------------------------------------
