@@ -151,7 +151,8 @@ def _distance(path: str) -> int:
 #: for once: where one kind has no other end, it fails for the rest of the text.
 _QUOTED = re.compile(r"""(?<!\w)b?(?:'[^']*+(?:'(?!\w)|(?<=…)$)|"[^"]*+(?:"|(?<=…)$)|`[^`]*+(?:`|(?<=…)$))""")
 _URL = re.compile(r"""(?<![A-Za-z])[A-Za-z]++://[^\s<>"'`]++""")
-_WORD = re.compile(r"""[^\s<>()\[\]{}=|"'`]++""")
+#: A word with a digit, an at sign or a slash in it: no other holds anything that is taken out.
+_WORD = re.compile(r"""(?<![^\s<>()\[\]{}=|"'`])[^\s<>()\[\]{}=|"'`0-9@/\\]*+[0-9@/\\][^\s<>()\[\]{}=|"'`]*+""")
 _RUN = re.compile(
     # A UUID; a date, with the time of it; letters and digits.
     r"(?<![0-9A-Za-z])(?P<id>[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12})(?![0-9A-Za-z])"
