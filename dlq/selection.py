@@ -145,8 +145,11 @@ def every(connection: Connection, selection: Selection, *, hidden: Hidden | None
 
 def counts(connection: Connection, selection: Selection) -> dict[str, int]:
     """How many dead letters of *selection*, which has no `where`, are in each state that it has any in."""
-    query = select(dead_letters.c.state, func.count()).where(*_criteria(selection), *_has_words(connection, selection))
-    return {row[0]: row[1] for row in connection.execute(query.group_by(dead_letters.c.state))}
+    columns = dead_letters.c
+    query = select(columns.state, func.count()).where(*_criteria(selection), *_has_words(connection, selection))
+    if selection.states:
+        query = query.where(columns.state.in_(selection.states))
+    return {row[0]: row[1] for row in connection.execute(query.group_by(columns.state))}
 
 
 # --- conditions on payloads -------------------------------------------------------------------------------------------
@@ -166,6 +169,27 @@ class _Span:
         if self.floor is not None:
             found.append(column >= self.floor)
         return found
+
+    def within(self, other: _Span) -> _Span:
+        """What is in both."""
+        below = [bound for bound in (self.below, other.below) if bound is not None]
+        floor = [bound for bound in (self.floor, other.floor) if bound is not None]
+        return _Span(min(below, default=None), max(floor, default=None))
+
+
+def _received(connection: Connection, selection: Selection) -> _Span:
+    """Where those of a time are among the others: so that nobody reads from the newest back to a time long ago."""
+    if _is_named(selection):
+        return _Span(None)
+    # Not the bare id: to find its maximum both databases would read dead letters from the newest back, instead of the
+    # index of times, which has the ids.
+    times, ids = _times(selection), dead_letters.c.id + 0
+    below = floor = None
+    if selection.received_until is not None:
+        below = (connection.scalar(select(func.max(ids)).where(*times)) or 0) + 1
+    if selection.received_since is not None and below != 1:
+        floor = connection.scalar(select(func.min(ids)).where(*times))
+    return _Span(below, floor)
 
 
 def _searched(
@@ -255,7 +279,12 @@ def _candidates(
     """
     words = _words(connection, selection)
     what = [dead_letters.c.id, dead_letters.c.type, (search_values.SEARCHED if reads else null()).label("payload")]
-    query = select(*what).where(*_criteria(selection))
+    states = _states(selection, by_index or words)
+    criteria = _criteria(selection)
+    if selection.states and not states:
+        criteria.append(dead_letters.c.state.in_(selection.states))
+    span = span.within(_received(connection, selection))
+    query = select(*what).where(*criteria)
     begins: ColumnElement[int] = dead_letters.c.id
     if by_index:
         first, *others = by_index
@@ -274,7 +303,7 @@ def _candidates(
     if reads:
         query = query.outerjoin(edits, search_values.LATEST_EDIT)
     query = query.where(*span.of(begins))
-    return connection.execute(_newest(query, begins, _states(selection, by_index or words), limit)).all()
+    return connection.execute(_newest(query, begins, states, limit)).all()
 
 
 def _newest(query: Select[Any], begins: ColumnElement[int], states: Sequence[DeadLetterState], limit: int) -> Any:
@@ -291,30 +320,37 @@ def _newest(query: Select[Any], begins: ColumnElement[int], states: Sequence[Dea
 
 def _states(selection: Selection, has_order: Any) -> Sequence[DeadLetterState]:
     """The states to seek one by one; none where another index gives the order, or few rows come of another one."""
-    is_named = selection.ids is not None or selection.message_id is not None or selection.correlation_id is not None
-    if has_order or is_named:
+    if has_order or _is_named(selection):
         return ()
     is_narrow = selection.consumer is not None or selection.type is not None or selection.fingerprint is not None
     return selection.states or (tuple(DeadLetterState) if is_narrow else ())
 
 
+def _is_named(selection: Selection) -> bool:
+    """Whether it can only be a few."""
+    return selection.ids is not None or selection.message_id is not None or selection.correlation_id is not None
+
+
 def _criteria(selection: Selection) -> list[ColumnElement[bool]]:
-    """What `dead_letters` must fulfil: all but `text` and `where`."""
+    """What `dead_letters` must fulfil: all but `states`, `text` and `where`."""
     columns = dead_letters.c
     named = ("consumer", "type", "fingerprint", "source", "error_type", "message_id", "correlation_id")
     found = [columns[name] == value for name in named if (value := getattr(selection, name)) is not None]
     if selection.ids is not None:
         found.append(columns.id.in_(selection.ids))
-    if selection.states:
-        found.append(columns.state.in_(selection.states))
     if selection.attempts_min is not None:
         found.append(columns.attempts >= selection.attempts_min)
     if selection.attempts_max is not None:
         found.append(columns.attempts <= selection.attempts_max)
+    return found + _times(selection)
+
+
+def _times(selection: Selection) -> list[ColumnElement[bool]]:
+    found = []
     if selection.received_since is not None:
-        found.append(columns.received_at >= selection.received_since)
+        found.append(dead_letters.c.received_at >= selection.received_since)
     if selection.received_until is not None:
-        found.append(columns.received_at < selection.received_until)
+        found.append(dead_letters.c.received_at < selection.received_until)
     return found
 
 

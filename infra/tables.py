@@ -292,7 +292,7 @@ dead_letters = Table(
     Index(None, "type", "state", "id"),
     Index(None, "fingerprint", "state", "id"),
     Index(None, "correlation_id"),
-    Index(None, "received_at"),
+    Index(None, "received_at", "id"),
     # What has been over for long: for the cleaning up.
     Index("ix_dead_letters_handled_at", "handled_at", sqlite_where=WAS_HANDLED, postgresql_where=WAS_HANDLED),
     Index("ix_dead_letters_discarded_at", "discarded_at", sqlite_where=WAS_DISCARDED, postgresql_where=WAS_DISCARDED),

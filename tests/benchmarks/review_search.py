@@ -105,6 +105,7 @@ def _searches(engine: Engine, count: int) -> dict[str, Callable[[random.Random],
             {"consumer": _consumer(kind), "attempts_min": 3, "states": "discarded"},
             {"states": chance.choice(_STATES), "received_since": _at(count - count // 10, count)},
             {"consumer": _consumer(kind), "received_until": _at(count // 2, count)},
+            {"received_until": _at(chance.randrange(count // 10, count), count)},
             {"message_id": f"m-{chance.randrange(count)}"},
             {"correlation_id": f"c-{chance.randrange(count) // 3}"},
         ]

@@ -245,3 +245,15 @@ def test_the_time_of_a_brokers_dead_letter_is_the_brokers() -> None:
     found = read(Properties(headers=Table.parse(b"\x07x-death" + value)))
     assert found.first_failed_at == DIED_AT
     assert found.history[-1]["at"] == "2026-01-02T03:30:00.000Z"
+
+
+def test_a_celery_task_is_of_the_type_of_its_name() -> None:
+    by_headers = Properties(message_id="m-1", headers={"task": "shop.charge", "id": "7f1b", "lang": "py"})
+    found = read(by_headers, b"[[], {}, {}]", exchange=MESSAGES, queue=UNROUTED)
+    assert found.type == "shop.charge"
+    assert found.reason == "No consumer takes messages of type 'shop.charge'."
+    by_body = b'{"task": "old.add", "id": "x", "args": [], "kwargs": {}}'
+    assert read(Properties(message_id="m-2"), by_body, exchange=MESSAGES, queue=UNROUTED).type == "old.add"
+    assert read(worker_properties(task="shop.charge", id="7f1b")).type == "order.placed"
+    long = Properties(headers={"task": "x" * 1000, "id": "7f1b"})
+    assert len(read(long, exchange=MESSAGES, queue=UNROUTED).type) <= deadletter.MAX_NAME

@@ -201,7 +201,7 @@ def test_a_selection_is_read_from_texts() -> None:
     assert Selection.parse(message_id="\x00\ud800").message_id == "\\x00\\ud800"
 
 
-REFUSED = {
+REFUSED: dict[str, list[object]] = {
     "ids": ["x", "1 OR 1=1", -1, 0, 2**63, True, 1.5, {"a": 1}, ["1", "'"], list(range(1, 10_002)), b"1", "१"],
     "states": ["no state", "in review'--", 1, ["in review", "x"]],
     "source": ["nobody", "worker' OR '1'='1"],
