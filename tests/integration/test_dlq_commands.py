@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -510,6 +511,24 @@ def test_what_is_not_sent_is_told_with_the_plan(settings: Settings, store: Revie
     assert "Redrive 1 is planned: 1 message." in told
     assert "1 dead letter will not be sent:" in told
     assert "it was discarded by ada" in ask(settings, "redrives", "items", "1", "--state", "ineligible")
+
+
+def test_watching_all_is_live_until_ctrl_c(settings: Settings, store: Review) -> None:
+    store.ingest([letter()])
+    assert "Name a redrive" in complaint(settings, "watch", code=2)
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "ackline.infra", "dlq", "watch"]
+    variables = environment(settings, COLUMNS="80", LINES="24", TERM="xterm-256color")
+    process = subprocess.Popen(command, env=variables, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave)
+    os.close(slave)
+    shown = b""
+    while b"billing: ValueError" not in shown:
+        shown += os.read(master, 65536)
+    process.send_signal(signal.SIGINT)
+    while b"It goes on without you." not in shown:
+        shown += os.read(master, 65536)
+    assert process.wait(60) == 3
+    os.close(master)
 
 
 # --- elsewhere --------------------------------------------------------------------------------------------------------
