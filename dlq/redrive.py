@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -93,12 +93,14 @@ class Requested:
 class Claim:
     """An item to publish now. Nobody else publishes it before the claim runs out.
 
-    attempts: tries of the handler at most; None: as many as its policy allows. The others: what the row has.
+    version: of the payload; 0 is what came. attempts: tries of the handler at most; None: as many as its policy allows.
+    The others: what the row has.
     """
 
     item_id: str
     dead_letter_id: int
     consumer: str
+    version: int
     payload: bytes
     attempts: int | None
     message_id: str
@@ -336,14 +338,11 @@ def claim_planned(
     skip(connection, skipped, at)
     if not row_ids:
         return []
-    ids = sorted(item_of_row[row_id] for row_id in row_ids)
-    for chunk in chunks(ids):
-        started = update(redrive_items).where(items.id.in_(chunk))
-        connection.execute(started.values(state=ItemState.WAITING, run=redrive.run))
+    ids = [item_of_row[row_id] for row_id in row_ids]
     _take(connection, moves, redrive.id, row_ids)
     before, after = DeadLetterState.IN_REVIEW, DeadLetterState.REDRIVING
     moves.record(redrive.started_by, "redrive", redrive.reason, row_ids, before, after, {"redrive": redrive.id})
-    return _issue(connection, ids, at, seconds)
+    return _issue(connection, ids, at, seconds, run=redrive.run)
 
 
 _GONE = "it has been deleted, after it was handled or discarded"
@@ -369,13 +368,18 @@ def skip(connection: Connection, why: dict[str, str], at: datetime) -> None:
         connection.execute(update(redrive_items).where(own).values(values), rows)
 
 
-def _issue(connection: Connection, ids: Collection[str], at: datetime, seconds: float) -> list[Claim]:
-    """Mark these items as issued, with the hash of what is sent; the oldest dead letters first."""
+def _issue(
+    connection: Connection, ids: Collection[str], at: datetime, seconds: float, run: int | None = None
+) -> list[Claim]:
+    """Mark these items as issued, with the hash of what is sent; the oldest dead letters first. run: that they are of,
+    when that is new.
+    """
     items, columns = redrive_items.c, dead_letters.c
     query = select(
         items.id,
         columns.id,
         items.consumer,
+        items.version,
         func.coalesce(edits.c.payload, columns.payload, type_=LargeBinary),
         # What a canary sends is to tell soon whether it fails.
         case((redrives.c.stage > 0, 1)),
@@ -385,17 +389,24 @@ def _issue(connection: Connection, ids: Collection[str], at: datetime, seconds: 
         columns.exchange,
         columns.routing_key,
     ).select_from(_PARCEL.join(redrives, redrives.c.id == items.redrive_id))
-    found: list[Any] = [row for chunk in chunks(ids) for row in connection.execute(query.where(items.id.in_(chunk)))]
+    issued: dict[str, Any] = {
+        "state": ItemState.ISSUED,
+        "issued_at": at,
+        "claimed_until": at + timedelta(seconds=seconds),
+        "body_sha256": select(columns.body_sha256).where(_LETTER).scalar_subquery(),
+    }
+    found: list[Any] = []
+    for chunk in chunks(ids):
+        change = update(redrive_items).where(items.id.in_(chunk))
+        connection.execute(change.values(issued if run is None else issued | {"run": run}))
+        found += connection.execute(query.where(items.id.in_(chunk)))
     claims = sorted((Claim(*row) for row in found), key=attrgetter("dead_letter_id"))
-    if claims:
-        issued = {"state": ItemState.ISSUED, "issued_at": at, "claimed_until": at + timedelta(seconds=seconds)}
-        sent = [{"item": claim.item_id, "sent": hashlib.sha256(claim.payload).digest()} for claim in claims]
-        connection.execute(
-            update(redrive_items)
-            .where(items.id == bindparam("item"))
-            .values(issued | {"body_sha256": bindparam("sent")}),
-            sorted(sent, key=itemgetter("item")),
-        )
+    edited = [
+        {"item": claim.item_id, "sent": hashlib.sha256(claim.payload).digest()} for claim in claims if claim.version
+    ]
+    if edited:
+        own = update(redrive_items).where(items.id == bindparam("item"))
+        connection.execute(own.values(body_sha256=bindparam("sent")), edited)
     return claims
 
 
