@@ -130,7 +130,7 @@ def test_when_all_is_well_every_check_says_so_and_the_command_ends_with_0(
     ]
     assert report.faults() == []
     assert report.exit_code == 0
-    assert report.only("topology") == ("ok", "13 exchanges and 11 queues are as declared.")
+    assert report.only("topology") == ("ok", "14 exchanges and 12 queues are as declared.")
     assert "may configure, write and read all of it" in report.only("permissions")[1]
 
 
@@ -141,7 +141,7 @@ def test_for_people_it_prints_one_line_for_each_check(ackline_settings: Settings
     lines = done.stdout.splitlines()
     assert lines[0].split(maxsplit=2) == ["ok", "settings", "They can be read."]
     assert all(line.split()[0] in ("ok", "warning") for line in lines)
-    assert len(lines) == 11
+    assert len(lines) == 12
     assert done.returncode == 0
 
 
