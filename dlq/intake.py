@@ -70,7 +70,7 @@ def take(connection: Connection, dead: Sequence[Incoming], *, alerting: bool = F
             again.append((row_id, found))
     with transitions(connection) as moves:
         new = dict(zip(fresh, _new_ids(connection, len(fresh)), strict=True))
-        _insert(connection, moves, fresh, new)
+        _insert(connection, moves, fresh, new, at)
         search_values.add(connection, ((new[key], found.letter.payload) for key, found in fresh.items()))
         failed = _change(connection, moves, [(row_id or new[found.key], found) for row_id, found in again], at)
         stored = [(new[key], found) for key, found in fresh.items()] + failed
@@ -101,14 +101,17 @@ def _new_ids(connection: Connection, count: int) -> list[int]:
     return list(range(last + 1, last + 1 + count))
 
 
-def _insert(connection: Connection, moves: Transitions, fresh: dict[Key, Incoming], ids: dict[Key, int]) -> None:
+def _insert(
+    connection: Connection, moves: Transitions, fresh: dict[Key, Incoming], ids: dict[Key, int], at: datetime
+) -> None:
     if not fresh:
         return
     rows = []
     for key, found in fresh.items():
         letter, name = found.letter, found.fingerprint.id
         row = {column: getattr(letter, column) for column in _COLUMNS} | _NEW
-        rows.append(row | {"id": ids[key], "fingerprint": name, "last_seen_at": letter.received_at})
+        # Now, however long it has waited for the database: times follow ids (`ackline.dlq.selection`).
+        rows.append(row | {"id": ids[key], "fingerprint": name, "received_at": at, "last_seen_at": at})
         moves.count(name, DeadLetterState.IN_REVIEW, 1)
     # A plain executemany: psycopg sends it as one pipeline, 1.6 times as fast as INSERTs of many rows with RETURNING.
     connection.execute(insert(dead_letters), rows)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -37,6 +37,10 @@ from ackline.infra.tables import search_values as found_at
 SCAN_ROWS, SCAN_BYTES, SCAN_SECONDS = 20_000, 64 * 1024 * 1024, 1.0
 #: Payloads that are in memory at once; see `search_values.MAX_PAYLOAD`.
 _CHUNK = 100
+
+#: By how much times may be in another order than ids.
+_DISORDER = timedelta(hours=1)
+_EARLIEST, _LATEST = (bound.replace(tzinfo=UTC) for bound in (datetime.min + _DISORDER, datetime.max - _DISORDER))
 
 Hidden = Callable[[str, Path], bool]
 """Whether the contract of a type masks what is at a path: nobody finds out by searching what he is not shown."""
@@ -178,17 +182,17 @@ class _Span:
 
 
 def _received(connection: Connection, selection: Selection) -> _Span:
-    """Where those of a time are among the others: so that nobody reads from the newest back to a time long ago."""
-    if _is_named(selection):
-        return _Span(None)
-    # Not the bare id: to find its maximum both databases would read dead letters from the newest back, instead of the
-    # index of times, which has the ids.
-    times, ids = _times(selection), dead_letters.c.id + 0
+    """Where those of a time are among the others, and some more: so that nobody reads from the newest back to then.
+
+    Who stores a dead letter says when (`ackline.dlq.intake`), so times follow ids but for the length of a transaction
+    and what the clocks of reviewers differ by: less than `_DISORDER`.
+    """
+    at, ids = dead_letters.c.received_at, dead_letters.c.id
     below = floor = None
-    if selection.received_until is not None:
-        below = (connection.scalar(select(func.max(ids)).where(*times)) or 0) + 1
-    if selection.received_since is not None and below != 1:
-        floor = connection.scalar(select(func.min(ids)).where(*times))
+    if (until := selection.received_until) is not None and until < _LATEST:
+        below = connection.scalar(select(ids).where(at >= until + _DISORDER).order_by(at).limit(1))
+    if (since := selection.received_since) is not None and since > _EARLIEST:
+        floor = connection.scalar(select(ids).where(at < since - _DISORDER).order_by(at.desc()).limit(1))
     return _Span(below, floor)
 
 
@@ -283,7 +287,8 @@ def _candidates(
     criteria = _criteria(selection)
     if selection.states and not states:
         criteria.append(dead_letters.c.state.in_(selection.states))
-    span = span.within(_received(connection, selection))
+    if not _is_named(selection):
+        span = span.within(_received(connection, selection))
     query = select(*what).where(*criteria)
     begins: ColumnElement[int] = dead_letters.c.id
     if by_index:

@@ -249,7 +249,7 @@ dead_letters = Table(
     Column("attempts", Integer, nullable=False),  # recorded tries of the handler, redrives included
     Column("history", JSON, nullable=False),  # list of {attempt, at, worker, error, message, redrive?}
     Column("first_failed_at", UtcTime, nullable=False),
-    Column("received_at", UtcTime, nullable=False),
+    Column("received_at", UtcTime, nullable=False),  # when it was stored here: in the order of ids, but for moments
     Column("last_seen_at", UtcTime, nullable=False),
     # What it is.
     Column("type", Text, nullable=False),
@@ -292,7 +292,7 @@ dead_letters = Table(
     Index(None, "type", "state", "id"),
     Index(None, "fingerprint", "state", "id"),
     Index(None, "correlation_id"),
-    Index(None, "received_at", "id"),
+    Index(None, "received_at"),
     # What has been over for long: for the cleaning up.
     Index("ix_dead_letters_handled_at", "handled_at", sqlite_where=WAS_HANDLED, postgresql_where=WAS_HANDLED),
     Index("ix_dead_letters_discarded_at", "discarded_at", sqlite_where=WAS_DISCARDED, postgresql_where=WAS_DISCARDED),

@@ -65,11 +65,12 @@ def test_what_comes_in_is_read_back_as_it_was(store: Review) -> None:
     found = store.get(only(store))
     for field in ("message_id", "consumer", "type", "source", "reason", "error_type", "error_message", "traceback"):
         assert getattr(found, field) == getattr(dead, field)
-    for field in ("attempts", "history", "first_failed_at", "received_at"):
+    for field in ("attempts", "history", "first_failed_at"):
         assert getattr(found, field) == getattr(dead, field)
     assert (store.payload(found.id), found.body_sha256) == (dead.payload, dead.body_sha256.hex())
     assert (found.state, found.redrive_count, found.duplicates, found.flags) == ("in review", 0, 0, [])
     assert found.first_failed_at.tzinfo is UTC
+    assert dead.received_at <= found.received_at == found.last_seen_at
 
 
 def test_the_same_dead_letter_twice_is_one_row(store: Review) -> None:

@@ -493,7 +493,7 @@ def _create_tables() -> None:
     op.create_index(
         op.f("ix_dead_letters_fingerprint_state_id"), "dead_letters", ["fingerprint", "state", "id"], unique=False
     )
-    op.create_index(op.f("ix_dead_letters_received_at_id"), "dead_letters", ["received_at", "id"], unique=False)
+    op.create_index(op.f("ix_dead_letters_received_at"), "dead_letters", ["received_at"], unique=False)
     for at in ("handled_at", "discarded_at"):
         there = sa.text(f"{at} IS NOT NULL")
         op.create_index(f"ix_dead_letters_{at}", "dead_letters", [at], sqlite_where=there, postgresql_where=there)
