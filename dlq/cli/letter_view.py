@@ -76,8 +76,8 @@ def show(to: Console, detail: Detail) -> None:
     _section(to, "Notes", [f"{_by(note)}: {printable(note.text)}" for note in detail.notes])
     _section(to, "Flags", [printable(flag) for flag in detail.flags])
     _section(to, "Attempts", _history(detail))
-    _section(to, "Traceback", [printable(detail.traceback)] if detail.traceback else [])
-    _section(to, _payload_title(detail), _payload(detail), indent="")
+    _section(to, "Traceback", [printable(detail.traceback)] if detail.traceback else [], fold=False)
+    _section(to, _payload_title(detail), _payload(detail), indent="", fold=False)
     _section(to, "Edits", [_edit(version) for version in detail.edits])
     _section(to, "Redrives", [_sent(sent) for sent in detail.redrives])
     _section(to, "What was done", [_action(found) for found in detail.actions])
@@ -137,12 +137,13 @@ def _group(group: GroupOf) -> str:
     return f"{group.fingerprint}: {', '.join(told)}"
 
 
-def _section(to: Console, title: str, lines: Sequence[str], indent: str = "  ") -> None:
+def _section(to: Console, title: str, lines: Sequence[str], indent: str = "  ", fold: bool = True) -> None:
+    """fold: break long lines between words; else they are a terminal's to break, and can be copied whole."""
     if lines:
         to.print()
         to.print(Text(title, style="bold"))
         for entry in lines:
-            to.print(Text("\n".join(indent + part for part in entry.splitlines() or [""])))
+            to.print(Text("\n".join(indent + part for part in entry.splitlines() or [""])), soft_wrap=not fold)
 
 
 def _history(detail: Detail) -> list[str]:
