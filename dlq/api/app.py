@@ -64,12 +64,15 @@ def check_address(settings: Settings) -> None:
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """The desk as an ASGI app. The application must have been imported (`load_app`), the database upgraded."""
+    """The desk as an ASGI app. The database must have been upgraded; it is connected to when it is first used.
+
+    Raises `ConfigurationError`, and what the modules of the application raise.
+    """
+    engine = database.connect(settings.database)
+    desk = Desk(engine, settings, Contracts.of(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        engine = database.connect(settings.database)
-        desk = Desk(engine, settings, Contracts.of(settings))
         watching = app.state.watching = Watching(lambda: events.look(desk))
         app.state.service = Service(settings, engine, desk, watching)
         try:

@@ -148,6 +148,24 @@ def test_it_does_not_listen_on_other_hosts_behalf_without_people(ackline_setting
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("ACKLINE_APP", "no_such_module"),
+        ("ACKLINE_APPROVAL_RULES", '[{"action": "dance"}]'),
+        ("ACKLINE_DESK_PORT", "x"),
+    ],
+)
+def test_what_is_wrong_with_its_settings_is_said_in_a_sentence(
+    ackline_settings: Settings, name: str, value: str
+) -> None:
+    done = run(ackline_settings, "desk", timeout=120, **{"ACKLINE_DESK_PORT": "0", name: value})
+    assert done.returncode != 0
+    assert done.stderr.startswith("ackline: ")
+    assert done.stderr.count("\n") == 1
+    assert name in done.stderr
+
+
 def test_with_people_it_listens_on_other_hosts_behalf(ackline_settings: Settings) -> None:
     with serving(ackline_settings) as desk:
         ada = desk.person("ada")
