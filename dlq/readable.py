@@ -1,6 +1,6 @@
 """What a message says, for a person, whoever sent it and whatever it holds. Pure, and total: it never raises.
 
-JSON is indented, text is text, what is neither is shown in hexadecimal. Of what was compressed is shown what was inside.
+JSON is indented, text is text, what is neither is shown in hexadecimal. What was compressed is shown uncompressed.
 A Celery task is told by its headers (protocol 2) or its body (protocol 1). Nothing is ever unpickled.
 """
 
