@@ -25,7 +25,7 @@ from ackline.dlq.selection import Selection
 from ackline.infra import database
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings
-from ackline.infra.tables import dead_letters, fingerprint_counts, fingerprint_rates, fingerprints
+from ackline.infra.tables import dead_letters, fingerprint_rates, fingerprints
 from ackline.infra.tables import search_values as values
 from tests import postgresql
 from tests.benchmarks.comparing import Bench, table
@@ -267,4 +267,3 @@ def _group(connection: Connection, count: int) -> None:
         connection.execute(insert(fingerprint_rates), hours)
     counted = text("INSERT INTO fingerprint_counts SELECT fingerprint, state, count(*) FROM dead_letters GROUP BY 1, 2")
     connection.execute(counted)
-    assert fingerprint_counts.name == "fingerprint_counts"
