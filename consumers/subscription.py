@@ -42,7 +42,7 @@ _NOT_FOUND = 404
 #: How long a channel stays open after its last answer, in times that its queue took to end the subscription. A quorum
 #: queue that is behind has its channel keep answers back, and who closes the channel then loses them: what was handled
 #: is delivered again (`unsent_commands` of rabbit_fifo_client, 3.10 to 4.3). No reply tells when it has them.
-_LINGER = 3.0
+LINGER = 3.0
 
 _Cancel: Any = spec.Basic.Cancel
 _CancelOk: Any = spec.Basic.CancelOk
@@ -140,7 +140,7 @@ class Subscription:
         """Whether nothing more comes, and everything that came is answered, so that the channel may be closed."""
         if not self._stopping or self._channel is None:
             return self._stopping
-        return not self._is_busy and time.monotonic() - self._busy_at >= _LINGER * self._latency
+        return not self._is_busy and time.monotonic() - self._busy_at >= LINGER * self._latency
 
     @property
     def _is_busy(self) -> bool:

@@ -19,6 +19,7 @@ import pika
 from pika.channel import Channel
 
 from ackline.consumers.answers import Answers
+from ackline.consumers.subscription import LINGER
 from ackline.infra.errors import AcklineError
 from ackline.infra.link import BrokerUnreachable, Link
 from ackline.infra.properties import Properties
@@ -60,6 +61,8 @@ class Feed:
         self._begun = False
         self._fatal: AcklineError | None = None
         self._stopping = threading.Event()
+        #: Seconds that the broker took to end the subscriptions.
+        self._latency = 0.0
         # The I/O thread's own:
         self._generation = 0
         self._channel: Channel | None = None
@@ -122,14 +125,16 @@ class Feed:
         """Take no more deliveries; those that have arrived can still be taken and acked."""
         self._stopping.set()
         done = threading.Event()
-        self._link.call(self._cancel)
-        self._link.call(done.set)
+        since = time.monotonic()
+        self._link.call(partial(self._cancel, done.set))
         done.wait(timeout)
+        self._latency = time.monotonic() - since
 
     def stop(self, timeout: float) -> None:
         """Give back what is unacked, and disconnect."""
         self._stopping.set()
         self._link.call(self._give_back_everything)
+        time.sleep(min(LINGER * self._latency, timeout))
         self._link.stop(timeout)
 
     # --- on the thread that declares -------------------------------------------------------------------
@@ -243,10 +248,20 @@ class Feed:
             if self._answers is not None and generation == self._generation:
                 self._answers.give_back(tag)
 
-    def _cancel(self) -> None:
-        if self._channel is not None and self._channel.is_open:
-            for tag in list(self._channel.consumer_tags):
-                self._channel.basic_cancel(tag)
+    def _cancel(self, done: Callable[[], None]) -> None:
+        """End all subscriptions; *done* is called when the broker has."""
+        tags = set(self._channel.consumer_tags) if self._channel is not None and self._channel.is_open else set()
+        if self._channel is None or not tags:
+            done()
+            return
+
+        def ended(tag: str, _frame: Any) -> None:
+            tags.discard(tag)
+            if not tags:
+                done()
+
+        for tag in list(tags):
+            self._channel.basic_cancel(tag, partial(ended, tag))
 
     def _give_back_everything(self) -> None:
         if self._channel is not None and self._channel.is_open and self._answers is not None:

@@ -71,7 +71,7 @@ def test_a_sigterm_costs_no_attempt_and_nothing_that_has_finished_is_delivered_a
     )
     assert in_the_middle, "the signals came after the work; nothing was shown"
     # Before 4.0 a nack counts as a delivery, and a queue that is far behind can lose the last acks of a channel that
-    # is closed, which no reply tells (see `_LINGER` in `ackline.consumers.subscription`).
+    # is closed, which no reply tells (see `LINGER` in `ackline.consumers.subscription`).
     if not broker.description.startswith("RabbitMQ 3."):
         assert repeated == []
         assert highest == 0
