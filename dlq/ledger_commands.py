@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 
 import click
-from rich import box
 from rich.table import Table
 
 from ackline.dlq.cli.moment import Moment
@@ -23,11 +22,11 @@ from ackline.infra.terminal import console, line, moment, plain
 WRONG, UNSURE = 1, 3
 #: Missing deliveries that people are shown; `--json` has all.
 _SHOWN = 100
+#: What an accepted delivery can be.
 _ACCOUNT = {
-    "accepted": "accepted",
     "handled": "handled",
     "waiting": "waiting",
-    "retrying": "for a retry",
+    "retrying": "waiting for a retry",
     "in_review": "in review",
     "redriving": "redriving",
     "discarded": "discarded",
@@ -84,8 +83,8 @@ def _json(found: Balance) -> dict[str, object]:
 def _show(found: Balance) -> None:
     screen = console()
     if found.accounts:
-        screen.print("Tracked deliveries, by id")
-        screen.print(_table(found.accounts, _ACCOUNT))
+        screen.print("Tracked deliveries, by id:")
+        screen.print(_grid((account.consumer, _equation(account)) for account in found.accounts))
     else:
         screen.print("No tracked message was accepted in this window.")
     for account in found.accounts:
@@ -98,9 +97,9 @@ def _show(found: Balance) -> None:
         since = f" since {moment(found.counted_since)}" if found.counted_since else ""
         screen.print(
             "\nAll deliveries, by count: dead letters that arrived in the window, messages in the queues now, and what "
-            f"RabbitMQ has counted{since}"
+            f"RabbitMQ has counted{since}:"
         )
-        screen.print(_table(found.counted, _COUNTED))
+        screen.print(_grid((counted.consumer, _counts(counted)) for counted in found.counted))
     screen.print(f"In the retry tiers, of all consumers: {found.retrying:,}")
     for queue, count in found.to_reviewer.items():
         if count:
@@ -128,13 +127,25 @@ def _show(found: Balance) -> None:
         screen.print(f"  and {len(found.candidates) - _SHOWN:,} more: --json lists them.")
 
 
-def _table(rows: Sequence[Account] | Sequence[Counted], columns: dict[str, str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("consumer", overflow="fold")
-    for title in columns.values():
-        table.add_column(title, justify="right")
-    for row in rows:
-        figures = [getattr(row, column) for column in columns]
-        shown = ["not counted" if figure is None else f"{figure:,}" for figure in figures]
-        table.add_row(line(row.consumer) or "(none)", *shown)
-    return table
+def _equation(account: Account) -> str:
+    """An account as a person adds it up; what there is none of is left out."""
+    parts = [f"{count:,} {said}" for field, said in _ACCOUNT.items() if (count := getattr(account, field))]
+    return f"{account.accepted:,} accepted = {' + '.join(parts) or '0'}"
+
+
+def _counts(counted: Counted) -> str:
+    figures = [(said, getattr(counted, field)) for field, said in _COUNTED.items()]
+    parts = [f"{figure:,} {said}" for said, figure in figures if figure]
+    unknown = [said for said, figure in figures if figure is None]
+    return "; ".join([", ".join(parts) or "none", *([f"not counted: {', '.join(unknown)}"] if unknown else [])])
+
+
+def _grid(rows: Iterable[tuple[str, str]]) -> Table:
+    """A line for each consumer, wrapped where the screen ends."""
+    grid = Table.grid(padding=(0, 2), pad_edge=False)
+    grid.add_column()
+    grid.add_column(overflow="fold")
+    grid.add_column()
+    for consumer, said in rows:
+        grid.add_row("", line(consumer) or "(none)", said)
+    return grid
