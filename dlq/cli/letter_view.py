@@ -84,7 +84,8 @@ def show(to: Console, detail: Detail) -> None:
     _section(to, "Related", [_related(other) for other in detail.related])
     properties = {name: value for name, value in detail.properties.items() if name != "headers"}
     _section(to, "Properties", [_pair(name, value) for name, value in properties.items()])
-    headers = detail.properties.get("headers", {})
+    # In an order of their own: brokers have another each.
+    headers = dict(sorted(detail.properties.get("headers", {}).items()))
     _section(to, "Headers", [_pair(name, value) for name, value in headers.items() if name not in _TOLD_ELSEWHERE])
 
 
