@@ -96,7 +96,8 @@ def _sum(values: Iterable[int | None]) -> int | None:
 
 def _since(management: Management) -> datetime | None:
     try:
-        uptimes = [node["uptime"] for node in management.get("nodes") if node.get("running")]
+        # A node that has just started tells nothing of itself for some seconds.
+        uptimes = [node["uptime"] for node in management.get("nodes") if node.get("running") and "uptime" in node]
     except ManagementUnreachable:  # that takes another tag
         return None
     return now() - timedelta(milliseconds=min(uptimes)) if uptimes else None

@@ -517,18 +517,23 @@ def test_watching_all_is_live_until_ctrl_c(settings: Settings, store: Review) ->
     store.ingest([letter()])
     assert "Name a redrive" in complaint(settings, "watch", code=2)
     master, slave = pty.openpty()
-    command = [sys.executable, "-m", "ackline.infra", "dlq", "watch"]
+    # Where tests run in the background of a shell, that has their processes ignore Ctrl-C.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "ackline.infra", "dlq", "watch"]
     variables = environment(settings, COLUMNS="80", LINES="24", TERM="xterm-256color")
     process = subprocess.Popen(command, env=variables, cwd=ROOT, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
-    shown = b""
-    while b"billing: ValueError" not in shown:
-        shown += os.read(master, 65536)
-    process.send_signal(signal.SIGINT)
-    while b"It goes on without you." not in shown:
-        shown += os.read(master, 65536)
-    assert process.wait(60) == 3
-    os.close(master)
+    try:
+        shown = b""
+        while b"billing: ValueError" not in shown:
+            shown += os.read(master, 65536)
+        process.send_signal(signal.SIGINT)
+        while b"It goes on without you." not in shown:
+            shown += os.read(master, 65536)
+        assert process.wait(60) == 3
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
 
 
 # --- elsewhere --------------------------------------------------------------------------------------------------------
