@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine
 
 from ackline.consumers.consumer import _consumers
+from ackline.infra import database
 from ackline.infra.running_broker import Broker, BrokerUnavailable
 from ackline.infra.settings import Settings
 from ackline.producer import Publisher
@@ -134,6 +136,17 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
     """The SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
     with postgresql.fresh_database(postgresql_server) as url:
         yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+    """An engine on a fresh, upgraded database: the test runs on each kind."""
+    sqlite = request.param == "sqlite"
+    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
+    database.upgrade(url)
+    engine = database.connect(url)
+    yield engine
+    engine.dispose()
 
 
 @pytest.fixture

@@ -37,17 +37,6 @@ from tests.waiting import until
 ADA = Actor("ada", Role.OPERATOR)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a fresh, upgraded database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
-
-
 @pytest.fixture
 def store(engine: Engine) -> Store:
     return Store(engine, alerting=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,7 +19,6 @@ from ackline.dlq.rights import RIGHTS, Actor, Right, Role
 from ackline.dlq.rules import Kind, rules
 from ackline.dlq.selection import Selection
 from ackline.dlq.store import Store
-from ackline.infra import database
 from ackline.infra.settings import Settings
 from ackline.infra.tables import ApprovalState, approvals, edits, redrive_items, redrives
 from ackline.infra.wire import now
@@ -29,17 +26,6 @@ from tests.letters import letter
 
 ADA, BOB, EVE = Actor("ada", Role.OPERATOR), Actor("bob", Role.APPROVER), Actor("eve", Role.ADMIN)
 RULES = ({"action": "discard"}, {"action": "redrive", "edited": True}, {"action": "edit", "types": ["payment.*"]})
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a fresh, upgraded database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

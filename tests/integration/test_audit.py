@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -32,17 +31,6 @@ ODD = {
     "a": "",
     "ключ": [],
 }
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a fresh, upgraded database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -25,7 +23,7 @@ from ackline.dlq.rights import Actor, Role
 from ackline.dlq.selection import Selection
 from ackline.dlq.store import Store
 from ackline.dlq.transition import transitions
-from ackline.infra import database, wire
+from ackline.infra import wire
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings
 from ackline.infra.tables import DeadLetterState, action_items, actions, dead_letters
@@ -61,17 +59,6 @@ class Paid(BaseModel):
 
 PAYLOAD = b'{"order_id": "A-1", "total": 9.50, "card": {"number": "4111-2222", "label": "blue"}}'
 RIGHT = '{"order_id": "A-1", "total": 10.50}'
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a fresh, upgraded database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
-import pytest
 from sqlalchemy import Engine, select
 
 from ackline.dlq import acceptance, ledger_rows, tracking, upkeep
@@ -15,7 +12,6 @@ from ackline.dlq.ledger_rows import Delivery, Known, Place, Takers, Window
 from ackline.dlq.outcome import STATES, Outcome
 from ackline.dlq.store import Store
 from ackline.dlq.transition import transitions
-from ackline.infra import database
 from ackline.infra.database import reading, writing
 from ackline.infra.tables import DeadLetterState, dead_letters
 from tests.letters import letter
@@ -24,20 +20,6 @@ BEGAN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 TYPE = "order.placed"
 TAKERS: Takers = {TYPE: ("billing", "mail")}
 ALL = Window(BEGAN, BEGAN + timedelta(days=1))
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database with up-to-date tables."""
-    url = (
-        f"sqlite:///{tmp_path / 'ackline.db'}"
-        if request.param == "sqlite"
-        else str(request.getfixturevalue("postgresql_url"))
-    )
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 def accept(engine: Engine, *message_ids: str, minute: float = 0, type: str = TYPE) -> None:  # noqa: A002

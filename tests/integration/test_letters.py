@@ -6,7 +6,6 @@ import contextlib
 import json
 import random
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -47,17 +46,6 @@ from tests.review import ADA, Review
 
 BOB, VERA = Actor("bob", Role.APPROVER), Actor("vera", Role.VIEWER)
 EVERYTHING = Selection()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a fresh, upgraded database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture

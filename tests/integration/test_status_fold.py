@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,20 +20,6 @@ from ackline.infra.tables import deliveries
 
 BEGAN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 FIRST, SECOND = "0199f4a0-0000-7000-8000-000000000000", "0199f4a0-0000-7000-9000-000000000000"
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """A database with up-to-date tables."""
-    url = (
-        f"sqlite:///{tmp_path / 'ackline.db'}"
-        if request.param == "sqlite"
-        else str(request.getfixturevalue("postgresql_url"))
-    )
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 def told(

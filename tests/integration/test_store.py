@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine, select, text, update
@@ -16,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 from ackline.dlq import redrive
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.errors import AmbiguousMessageId, Invalid, NoSuchDeadLetter, Refused
-from ackline.infra import database, wire
+from ackline.infra import wire
 from ackline.infra.database import DatabaseUnavailable
 from ackline.infra.names import MESSAGES, RETURN, UNROUTED
 from ackline.infra.properties import Properties
@@ -24,17 +22,6 @@ from ackline.infra.tables import ItemState, dead_letters, redrive_items
 from tests.letters import handled, letter, read, worker_headers, worker_properties
 from tests.review import Review
 from tests.sending import items_of, request_redrive, settle, take
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
-    """An engine on a fresh, upgraded database."""
-    sqlite = request.param == "sqlite"
-    url = f"sqlite:///{tmp_path / 'ackline.db'}" if sqlite else request.getfixturevalue("postgresql_url")
-    database.upgrade(url)
-    engine = database.connect(url)
-    yield engine
-    engine.dispose()
 
 
 @pytest.fixture
