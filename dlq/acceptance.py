@@ -16,12 +16,10 @@ from sqlalchemy import Connection, delete, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq.deadletter import clean, name
+from ackline.dlq.transition import chunks
 from ackline.infra import wire
 from ackline.infra.properties import Properties
 from ackline.infra.tables import accepted
-
-#: Names in one `IN (...)`; both databases take many more.
-_CHUNK = 500
 
 
 class Accepted(NamedTuple):
@@ -65,9 +63,8 @@ def forget_old(connection: Connection, before: datetime, limit: int) -> int:
 
 def forget(connection: Connection, message_ids: Sequence[str]) -> None:
     """Delete these: something of what became of them is forgotten, so they cannot be accounted for any more."""
-    for start in range(0, len(message_ids), _CHUNK):
-        some = message_ids[start : start + _CHUNK]
-        connection.execute(delete(accepted).where(accepted.c.message_id.in_(some)))
+    for chunk in chunks(message_ids):
+        connection.execute(delete(accepted).where(accepted.c.message_id.in_(chunk)))
 
 
 def _insert(insert: Any) -> Any:

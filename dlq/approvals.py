@@ -31,6 +31,7 @@ from ackline.dlq.errors import Forbidden, NeedsApproval, NotFound, Refused
 from ackline.dlq.people import standing
 from ackline.dlq.rights import Actor, Right, Role
 from ackline.dlq.rules import RIGHT_OF, Asked, Kind, rules
+from ackline.dlq.transition import chunks
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
 from ackline.infra.settings import Settings
@@ -39,8 +40,6 @@ from ackline.infra.wire import now
 
 _log = logging.getLogger(__name__)
 
-#: Names in one `IN (...)`; both databases take many more.
-_CHUNK = 500
 
 Run = Callable[[Actor, Mapping[str, Any]], Mapping[str, Any] | None]
 """Carries a request out, for its requester; returns what fits into JSON and tells what was done."""
@@ -295,9 +294,8 @@ def _editors(connection: Connection, request: Mapping[str, Any]) -> set[str]:
         queries.append(select(edits.c.actor).join_from(redrive_items, edits, met).where(mine))
         patched = and_(redrives.c.id == request["redrive"], redrives.c.patch.is_not(None))
         queries.append(select(redrives.c.actor).where(patched))
-    ids = request.get("ids", ())
-    for start in range(0, len(ids), _CHUNK):
-        queries.append(select(edits.c.actor).where(edits.c.dead_letter_id.in_(ids[start : start + _CHUNK])))
+    for chunk in chunks(request.get("ids", ())):
+        queries.append(select(edits.c.actor).where(edits.c.dead_letter_id.in_(chunk)))
     return {name for query in queries for name in connection.execute(query.distinct()).scalars()}
 
 

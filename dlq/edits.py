@@ -30,7 +30,7 @@ from ackline.dlq.patching import Patch
 from ackline.dlq.rights import Actor, Right
 from ackline.dlq.rules import Kind
 from ackline.dlq.selection import Selection, rows
-from ackline.dlq.transition import CHUNK, transitions
+from ackline.dlq.transition import chunks, transitions
 from ackline.dlq.unmasking import unmasked
 from ackline.infra import wire
 from ackline.infra.database import reading, writing
@@ -314,8 +314,8 @@ def currents(connection: Connection, ids: Sequence[int]) -> dict[int, Current]:
         func.coalesce(edits.c.properties, columns.properties, type_=LargeBinary),
     ).outerjoin_from(dead_letters, edits, search_values.LATEST_EDIT)
     found: dict[int, Current] = {}
-    for start in range(0, len(ids), CHUNK):
-        for row in connection.execute(query.where(columns.id.in_(ids[start : start + CHUNK]))):
+    for chunk in chunks(ids):
+        for row in connection.execute(query.where(columns.id.in_(chunk))):
             *about, payload, properties = row
             found[row.id] = Current._make([*about, bytes(payload), bytes(properties)])
     return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, exists, select, tuple_
 
-from ackline.dlq.transition import CHUNK
+from ackline.dlq.transition import chunks
 from ackline.infra.tables import (
     DeadLetterState,
     DeliveryState,
@@ -160,9 +160,3 @@ def overtaken(connection: Connection, rows: Collection[Judged]) -> set[int]:
 
 #: A UUIDv7, as SQL's LIKE can say it.
 _UUID7 = "________-____-7___-____-____________"
-
-
-def chunks(names: Iterable[Any]) -> Iterable[list[Any]]:
-    """*names* in order, as many at a time as fit into one `IN (...)`."""
-    ordered = sorted(names)
-    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))

@@ -21,7 +21,7 @@ from ackline.dlq.audit import REVIEWER
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.fingerprint import Fingerprint
 from ackline.dlq.lifecycle import Known, arrived_again
-from ackline.dlq.transition import CHUNK, Transitions, transitions
+from ackline.dlq.transition import Transitions, chunks, transitions
 from ackline.infra.tables import DeadLetterState, ItemState, dead_letters, redrive_items
 from ackline.infra.wire import now
 
@@ -123,7 +123,7 @@ def _insert(
 def _rows_of_keys(connection: Connection, message_ids: Collection[str]) -> dict[Key, int]:
     """The ids of the rows of these messages, by key."""
     found: dict[Key, int] = {}
-    for names in _chunks(message_ids):
+    for names in chunks(message_ids):
         for row_id, *key in connection.execute(select(dead_letters.c.id, *_KEY).where(_KEY[0].in_(names))):
             message_id, consumer, digest = key
             found[message_id, consumer, bytes(digest)] = row_id
@@ -134,7 +134,7 @@ def _rows_of_redrives(connection: Connection, dead: Iterable[Incoming]) -> dict[
     """The rows that the redrives named by *dead* sent, by (item, consumer it went to, hash of the body that went)."""
     items = redrive_items.c
     found: dict[tuple[str | None, str, bytes], int] = {}
-    for names in _chunks({one.letter.sent_by for one in dead if one.letter.sent_by}):
+    for names in chunks({one.letter.sent_by for one in dead if one.letter.sent_by}):
         # The hash is of what was sent, which may have been edited; of what was not there is none.
         query = (
             select(items.id, items.consumer, items.body_sha256, dead_letters.c.id)
@@ -170,7 +170,7 @@ def _change(
 def _locked(connection: Connection, row_ids: Collection[int]) -> dict[int, Known]:
     """These rows, which nobody else changes now: in the order of their ids, so that nobody waits in a circle."""
     rows: dict[int, Known] = {}
-    for ids in _chunks(row_ids):
+    for ids in chunks(row_ids):
         query = select(*_KNOWN).where(dead_letters.c.id.in_(ids)).order_by(dead_letters.c.id).with_for_update()
         rows |= {row.id: Known(*row) for row in connection.execute(query)}
     return rows
@@ -201,9 +201,3 @@ def _fail(connection: Connection, moves: Transitions, failed: list[tuple[int, In
     for kind, row_ids in kinds.items():
         said = ": ".join(filter(None, (kind.error_type, kind.message)))
         moves.record(REVIEWER, "failed again", said, row_ids, before, after, {"fingerprint": kind.id})
-
-
-def _chunks(names: Collection[Any]) -> Iterable[list[Any]]:
-    """*names* in order, as many at a time as fit into one `IN (...)`."""
-    ordered = sorted(names)
-    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))

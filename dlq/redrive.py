@@ -37,12 +37,12 @@ from sqlalchemy import (
 
 from ackline.dlq import eligibility
 from ackline.dlq.audit import REVIEWER
-from ackline.dlq.eligibility import Judged, Takers, chunks
+from ackline.dlq.eligibility import Judged, Takers
 from ackline.dlq.errors import NoSuchDeadLetter, Refused
 from ackline.dlq.lifecycle import applied_at, handled_flag
 from ackline.dlq.outcome import Outcome
 from ackline.dlq.rights import Actor
-from ackline.dlq.transition import Transitions
+from ackline.dlq.transition import Transitions, chunks
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
     IS_PLANNED,

@@ -31,7 +31,6 @@ from ackline.dlq import planning, redrive, statement
 from ackline.dlq.approvals import Approvals
 from ackline.dlq.contracts import Contracts
 from ackline.dlq.deadletter import clean
-from ackline.dlq.eligibility import chunks
 from ackline.dlq.errors import Invalid, NotFound, Refused
 from ackline.dlq.pacing import ALL, STAGES, seconds_for
 from ackline.dlq.patching import prepare
@@ -42,7 +41,7 @@ from ackline.dlq.rights import Actor, Right
 from ackline.dlq.rules import Kind
 from ackline.dlq.selection import Selection
 from ackline.dlq.statement import Statement
-from ackline.dlq.transition import transitions
+from ackline.dlq.transition import chunks, transitions
 from ackline.dlq.view import Item
 from ackline.infra.database import clock, reading, writing
 from ackline.infra.settings import Settings

@@ -29,6 +29,12 @@ from ackline.infra.tables import DeadLetterState, dead_letters, fingerprint_coun
 CHUNK = 500
 
 
+def chunks(names: Iterable[Any]) -> Iterable[list[Any]]:
+    """*names* in order, as many at a time as fit into one `IN (...)`."""
+    ordered = sorted(names)
+    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))
+
+
 @contextmanager
 def transitions(connection: Connection) -> Iterator[Transitions]:
     """Changes of states within this block."""
@@ -53,11 +59,10 @@ class Transitions:
         Of two who try at once one gets the row. The same columns for all, or an expression for each.
         """
         moved: list[int] = []
-        wanted = sorted(ids)
-        for start in range(0, len(wanted), CHUNK):
+        for chunk in chunks(ids):
             statement = (
                 update(dead_letters)
-                .where(dead_letters.c.id.in_(wanted[start : start + CHUNK]), dead_letters.c.state == before)
+                .where(dead_letters.c.id.in_(chunk), dead_letters.c.state == before)
                 .values(state=after, **columns)
                 .returning(dead_letters.c.id, dead_letters.c.fingerprint)
             )
