@@ -149,21 +149,33 @@ class Reviewer:
             letter = self._read(arrival)
             if letter is not None:
                 readable.append((arrival, letter))
-        while readable and self._feed.is_current(readable[0][0]):
+
+        def store() -> list[Arrival]:
+            unstored = self._store.ingest([letter for _, letter in readable])
+            for failed in unstored:
+                arrival, letter = readable[failed.index]
+                log.error("the database does not take the dead letter %s: %s", letter.message_id, failed.reason)
+                self._feed.give_back([arrival], GIVE_BACK_SECONDS)
+            left = {failed.index for failed in unstored}
+            return [arrival for index, (arrival, _) in enumerate(readable) if index not in left]
+
+        return self._keep([arrival for arrival, _ in readable], store)
+
+    def _keep(self, arrivals: list[Arrival], store: Callable[[], list[Arrival]]) -> bool:
+        """Call *store*, again and again while the database is away, and ack what it returns.
+
+        Nothing is acked once the broker delivers them again. False: the reviewer was asked to stop before.
+        """
+        while arrivals and self._feed.is_current(arrivals[0]):
             try:
-                unstored = self._store.ingest([letter for _, letter in readable])
+                kept = store()
             except Exception as error:  # whatever it is, the broker keeps them until it is over
                 self._outage.wait(error)
                 if self._stopping.is_set():
                     return False
                 continue
             self._outage.over()
-            for failed in unstored:
-                arrival, letter = readable[failed.index]
-                log.error("the database does not take the dead letter %s: %s", letter.message_id, failed.reason)
-                self._feed.give_back([arrival], GIVE_BACK_SECONDS)
-            left = {failed.index for failed in unstored}
-            self._feed.ack(arrival for index, (arrival, _) in enumerate(readable) if index not in left)
+            self._feed.ack(kept)
             break
         return True
 
@@ -180,38 +192,25 @@ class Reviewer:
 
     def _take_outcomes(self, arrivals: list[Arrival]) -> bool:
         outcomes = [found for arrival in arrivals for found in self._read_outcomes(arrival)]
-        while arrivals and self._feed.is_current(arrivals[0]):
-            try:
-                strange = self._store.outcomes(outcomes) if outcomes else []
-            except Exception as error:
-                self._outage.wait(error)
-                if self._stopping.is_set():
-                    return False
-                continue
-            self._outage.over()
-            for found in strange:
+
+        def store() -> list[Arrival]:
+            for found in self._store.outcomes(outcomes) if outcomes else []:
                 about = f"of {found.message_id} for {found.consumer}, redrive {found.redrive_item_id or 'none'}"
                 self._note_strange(f"it answers no redrive, or the database does not take it: {about}")
-            self._feed.ack(arrivals)
-            break
-        return True
+            return arrivals
+
+        return self._keep(arrivals, store)
 
     def _take_accepted(self, arrivals: list[Arrival]) -> bool:
         at = now()
         read = [acceptance.read(arrival.properties, arrival.routing_key, at) for arrival in arrivals]
         found = [one for one in read if one is not None]
-        while arrivals and self._feed.is_current(arrivals[0]):
-            try:
-                self._store.accepted(found)
-            except Exception as error:
-                self._outage.wait(error)
-                if self._stopping.is_set():
-                    return False
-                continue
-            self._outage.over()
-            self._feed.ack(arrivals)
-            break
-        return True
+
+        def store() -> list[Arrival]:
+            self._store.accepted(found)
+            return arrivals
+
+        return self._keep(arrivals, store)
 
     def _forget(self) -> None:
         """Delete some of the statuses that have not changed for long, when it is time to look for them."""
