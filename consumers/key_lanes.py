@@ -28,6 +28,11 @@ class KeyLanes(Generic[T]):
         lane.append(item)
         return False
 
+    def has_way(self, key: Hashable, item: T) -> bool:
+        """Whether *item* itself is the first of that lane."""
+        lane = self._lanes.get(key)
+        return lane is not None and lane[0] is item
+
     def leave(self, key: Hashable) -> T | None:
         """The first of that lane is done with. The one that has the way now; None when none waits."""
         lane = self._lanes[key]

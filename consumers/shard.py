@@ -117,8 +117,8 @@ class Shard(Runner):
                 self._make_way(delivery)
         while self._returned:
             delivery = self._returned.popleft()
-            if delivery in self._running and not delivery.is_current:
-                self._make_way(delivery)  # its connection was lost meanwhile, and its key has waited for it
+            if not delivery.is_current and self._lanes.has_way(_key(delivery), delivery):
+                self._make_way(delivery)  # its channel was lost before its answer, and its key has waited for it
             self._running.discard(delivery)
         self._begin()
         self._release_when_done()

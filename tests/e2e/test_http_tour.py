@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx
+
 from ackline.infra.settings import Settings
 from tests.mail import MailSink
 from tests.roles import ROOT, environment, listening, role
@@ -88,7 +90,9 @@ def test_every_command_of_the_page_prints_what_the_page_says(
         role(settings, "gateway", "--port", "0") as gateway,
     ):
         programs = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        shell = Shell(tmp_path, environment(settings, ACKLINE=listening(gateway), PATH=programs))
+        address = listening(gateway)
+        until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
+        shell = Shell(tmp_path, environment(settings, ACKLINE=address, PATH=programs))
         try:
             for step in rest:
                 _run(shell, step)

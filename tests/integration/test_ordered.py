@@ -16,6 +16,8 @@ from ackline.consumers import Context, Reject, consumer, fixed, registered
 from ackline.consumers.breaker import Breaker
 from ackline.consumers.consumer import Consumer, _consumers
 from ackline.consumers.ordered import Order
+from ackline.consumers.runner import Item
+from ackline.consumers.shard import Shard
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.names import DEAD, MESSAGES, OUTCOMES, RETRY_TIERS, RETURN
 from ackline.infra.wire import KEY, REASON
@@ -249,6 +251,45 @@ def test_a_worker_that_stops_returns_what_it_holds_in_order(vhost: Vhost, publis
     with working(vhost.amqp_url, ordered(bill)):
         until(lambda: seen.numbers["A"][-1] == 300, what="the rest to be handled")
     assert seen.numbers == {"A": list(range(1, 301))}
+    assert seen.overlaps == []
+
+
+def test_a_handler_that_returns_after_its_shard_was_given_back_leaves_the_key_to_who_has_it(
+    vhost: Vhost, publisher: Publisher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer goes out before the handler's thread is done with it; the two can be far apart."""
+    seen, begun, ends, voided = Seen(), threading.Event(), threading.Event(), threading.Event()
+    returned, void = Shard._has_returned, Shard.voided
+
+    def late(shard: Shard, item: Item) -> None:
+        if ends.is_set():
+            assert voided.wait(PATIENCE)
+        returned(shard, item)
+
+    def noted(shard: Shard) -> None:
+        void(shard)
+        voided.set()
+
+    monkeypatch.setattr(Shard, "_has_returned", late)
+    monkeypatch.setattr(Shard, "voided", noted)
+
+    def bill(placed: Placed) -> None:
+        def does() -> None:
+            if placed.number == 1:
+                begun.set()
+                assert ends.wait(PATIENCE)
+
+        seen.handling(placed, does)
+
+    with working(vhost.amqp_url, ordered(bill), grace_seconds=PATIENCE) as first:
+        publish(publisher, *numbered("A", 30))
+        assert begun.wait(PATIENCE)
+        first.stop()
+        ends.set()
+    assert voided.is_set()
+    with working(vhost.amqp_url, ordered(bill)):
+        until(lambda: seen.numbers["A"][-1] == 30, what="the rest to be handled")
+    assert seen.numbers == {"A": list(range(1, 31))}
     assert seen.overlaps == []
 
 

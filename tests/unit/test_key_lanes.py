@@ -16,6 +16,17 @@ def test_of_each_key_the_first_has_the_way_and_the_others_follow_in_order() -> N
     assert sorted(lanes) == ["a4", "b2"]
 
 
+def test_only_the_first_of_a_lane_has_the_way_and_not_its_equal() -> None:
+    lanes: KeyLanes[list[int]] = KeyLanes()
+    first, second, another = [1], [2], [1]
+    lanes.add("a", first)
+    lanes.add("a", second)
+    assert lanes.has_way("a", first)
+    assert not lanes.has_way("a", second)
+    assert not lanes.has_way("a", another)
+    assert not lanes.has_way("b", first)
+
+
 def test_what_is_tried_again_keeps_the_way() -> None:
     lanes: KeyLanes[str] = KeyLanes()
     lanes.add("a", "first")
