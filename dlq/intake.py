@@ -11,9 +11,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, column, func, insert, select, table, update
+from sqlalchemy import Connection, bindparam, column, func, select, table, update
 
 from ackline.dlq import arrivals, fingerprint, search_values
 from ackline.dlq.arrivals import Arrival
@@ -22,14 +23,21 @@ from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.fingerprint import Fingerprint
 from ackline.dlq.lifecycle import Known, arrived_again
 from ackline.dlq.transition import Transitions, chunks, transitions
+from ackline.infra.bulk import insert_rows
 from ackline.infra.tables import DeadLetterState, ItemState, dead_letters, redrive_items
 from ackline.infra.wire import now
 
 Key = tuple[str, str, bytes]
 _KEY = (dead_letters.c.message_id, dead_letters.c.consumer, dead_letters.c.body_sha256)
-#: What a new row has beside the dead letter itself.
-_NEW: dict[str, Any] = {"state": DeadLetterState.IN_REVIEW, "redrive_count": 0, "duplicates": 0, "flags": []}
-_COLUMNS = tuple(column.name for column in dead_letters.c if column.name in DeadLetter.__dataclass_fields__)
+_BESIDE = ("flags", "redrive_count", "duplicates", "state", "received_at", "last_seen_at")
+_OWN = tuple(
+    column.name
+    for column in dead_letters.c
+    if column.name in DeadLetter.__dataclass_fields__ and column.name not in _BESIDE
+)
+#: The columns of a new row: those of the dead letter itself, and what it has beside.
+_INSERTED = (*_OWN, "id", "fingerprint", *_BESIDE)
+_values = attrgetter(*_OWN)
 _KNOWN = tuple(dead_letters.c[name] for name in Known.__dataclass_fields__)
 
 
@@ -106,15 +114,13 @@ def _insert(
 ) -> None:
     if not fresh:
         return
+    # Now, however long it has waited for the database: times follow ids (`ackline.dlq.selection`).
+    beside: tuple[Any, ...] = ([], 0, 0, DeadLetterState.IN_REVIEW.value, at, at)
     rows = []
     for key, found in fresh.items():
-        letter, name = found.letter, found.fingerprint.id
-        row = {column: getattr(letter, column) for column in _COLUMNS} | _NEW
-        # Now, however long it has waited for the database: times follow ids (`ackline.dlq.selection`).
-        rows.append(row | {"id": ids[key], "fingerprint": name, "received_at": at, "last_seen_at": at})
-        moves.count(name, DeadLetterState.IN_REVIEW, 1)
-    # A plain executemany: psycopg sends it as one pipeline, 1.6 times as fast as INSERTs of many rows with RETURNING.
-    connection.execute(insert(dead_letters), rows)
+        moves.count(found.fingerprint.id, DeadLetterState.IN_REVIEW, 1)
+        rows.append((*_values(found.letter), ids[key], found.fingerprint.id, *beside))
+    insert_rows(connection, dead_letters, _INSERTED, rows)
 
 
 # --- those that are known ---------------------------------------------------------------------------------------------

@@ -3,10 +3,11 @@
 Outcomes of redriven messages answer their redrives; those of tracked messages become their status, which is kept for a
 while and then forgotten, with the record that the broker had accepted them (`ackline.dlq.acceptance`).
 
-Threads: the I/O thread of the `Feed` consumes and acks; the main thread reads, commits, then has them acked; the
-`Sender` publishes redrives on a connection of its own; the `Finisher` ends plans whose maker died; the `AlertSender`
-tells of failures that are new or return; `Chores` are what nobody waits for. Nothing is acked before it is
-committed, so what the reviewer has not stored the broker still has, whatever happens to either.
+Threads: the I/O thread of the `Feed` consumes and acks; the reader takes a batch from it and reads it, while the main
+thread commits the one before and then has it acked; the `Sender` publishes redrives on a connection of its own; the
+`Finisher` ends plans whose maker died; the `AlertSender` tells of failures that are new or return; `Chores` are what
+nobody waits for. Nothing is acked before it is committed, so what the reviewer has not stored the broker still has,
+whatever happens to either.
 
 A dead letter that the database does not take is given back to its queue, again and again, and logged: it is neither
 lost nor in the way of the others. An outcome that no worker writes is logged, counted and dropped: it carries nobody's
@@ -19,12 +20,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
 
 from sqlalchemy import Engine
 
 from ackline.dlq import acceptance, deadletter, outcome
+from ackline.dlq.acceptance import Accepted
 from ackline.dlq.alerts import AlertSender
 from ackline.dlq.chores import Chore, Chores, of_groups
 from ackline.dlq.contracts import Contracts
@@ -46,9 +50,9 @@ log = logging.getLogger(__name__)
 
 #: Deliveries, and bytes of payload, in one transaction at most.
 BATCH, BATCH_BYTES = 500, 32 * 1024 * 1024
-#: Deliveries of each queue that are held unacked at most: two batches, so that one arrives while another is committed.
-#: Outcomes are small, and as many as the workers handle.
-PREFETCH = {DEAD: 2 * BATCH, UNROUTED: BATCH, OUTCOMES: 4 * BATCH, ACCEPTED: BATCH}
+#: Deliveries of each queue that are held unacked at most: three batches, so that one arrives and one is read while
+#: another is committed. Outcomes are small, and as many as the workers handle.
+PREFETCH = {DEAD: 3 * BATCH, UNROUTED: BATCH, OUTCOMES: 4 * BATCH, ACCEPTED: BATCH}
 #: Seconds between looks for statuses to forget, and how many are deleted in one transaction at most.
 FORGET_SECONDS, FORGET_BATCH = 60.0, 1000
 #: Seconds that a batch waits for more.
@@ -57,6 +61,23 @@ LINGER_SECONDS = 0.03
 GIVE_BACK_SECONDS = 5.0
 #: Seconds to wait for the broker at the start.
 CONNECT_SECONDS = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Batch:
+    """Deliveries that came together, by what they are, and what is in them: a dead letter in each of *arrivals*,
+    any number of outcomes in a report, at most one record of an acceptance in a copy.
+    """
+
+    arrivals: list[Arrival] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    reports: list[Arrival] = field(default_factory=list)
+    outcomes: list[Outcome] = field(default_factory=list)
+    copies: list[Arrival] = field(default_factory=list)
+    accepted: list[Accepted] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.arrivals or self.reports or self.copies)
 
 
 class Reviewer:
@@ -108,11 +129,7 @@ class Reviewer:
             for thread in self._beside:
                 thread.start()
             ready()
-            while not self._stopping.is_set():
-                self._take(timeout=0.25)
-                self._forget()
-            deadline = time.monotonic() + self._grace
-            self._finish(deadline)
+            deadline = self._work()
         finally:
             for thread in self._beside:
                 thread.stop(0.5)
@@ -124,42 +141,66 @@ class Reviewer:
         """End `run`: from any thread, or a signal handler."""
         self._stopping.set()
 
-    def _finish(self, deadline: float) -> None:
-        """Store what has arrived, until *deadline*; the rest goes back to the broker."""
-        self._feed.pause(1.0)
-        while time.monotonic() < deadline and self._take(timeout=0.0):
-            pass
+    def _work(self) -> float:
+        """Take in what comes until `stop`, then what has arrived. Returns the time by which to have ended.
 
-    def _take(self, timeout: float) -> bool:
-        """Take one batch in. Whether there was one that could be stored."""
-        batch = self._feed.take(BATCH, BATCH_BYTES, LINGER_SECONDS, timeout)
-        outcomes = [arrival for arrival in batch if arrival.queue == OUTCOMES]
-        copies = [arrival for arrival in batch if arrival.queue == ACCEPTED]
-        letters = [arrival for arrival in batch if arrival.queue not in (OUTCOMES, ACCEPTED)]
+        While one batch is being stored the next one is read.
+        """
+        with ThreadPoolExecutor(1, "reviewer-reader") as reader:
+            coming = reader.submit(self._next, 0.25)
+            while not self._stopping.is_set():
+                batch = coming.result()
+                coming = reader.submit(self._next, 0.25)
+                self._store_batch(batch)
+                self._forget()
+            deadline = time.monotonic() + self._grace
+            self._feed.pause(1.0)
+            batch = coming.result()
+        while self._store_batch(batch) and time.monotonic() < deadline:
+            batch = self._next(timeout=0.0)
+        return deadline
+
+    def _next(self, timeout: float) -> _Batch:
+        """What has arrived, read. Empty when nothing came within *timeout* seconds."""
+        batch = _Batch()
+        for arrival in self._feed.take(BATCH, BATCH_BYTES, LINGER_SECONDS, timeout):
+            if arrival.queue == OUTCOMES:
+                batch.reports.append(arrival)
+                batch.outcomes.extend(self._read_outcomes(arrival))
+            elif arrival.queue == ACCEPTED:
+                batch.copies.append(arrival)
+                if (found := acceptance.read(arrival.properties, arrival.routing_key, now())) is not None:
+                    batch.accepted.append(found)
+            elif (letter := self._read(arrival)) is not None:
+                batch.arrivals.append(arrival)
+                batch.letters.append(letter)
+        return batch
+
+    def _store_batch(self, batch: _Batch) -> bool:
+        """Store it and have it acked. Whether there was anything, and it could be stored."""
         return (
             bool(batch)
-            and self._take_letters(letters)
-            and self._take_outcomes(outcomes)
-            and self._take_accepted(copies)
+            and self._keep(batch.arrivals, lambda: self._store_letters(batch))
+            and self._keep(batch.reports, lambda: self._store_outcomes(batch))
+            and self._keep(batch.copies, lambda: self._store_accepted(batch))
         )
 
-    def _take_letters(self, arrivals: list[Arrival]) -> bool:
-        readable: list[tuple[Arrival, DeadLetter]] = []
-        for arrival in arrivals:
-            letter = self._read(arrival)
-            if letter is not None:
-                readable.append((arrival, letter))
+    def _store_letters(self, batch: _Batch) -> list[Arrival]:
+        unstored = {failed.index: failed.reason for failed in self._store.ingest(batch.letters)}
+        for index, reason in unstored.items():
+            log.error("the database does not take the dead letter %s: %s", batch.letters[index].message_id, reason)
+            self._feed.give_back([batch.arrivals[index]], GIVE_BACK_SECONDS)
+        return [arrival for index, arrival in enumerate(batch.arrivals) if index not in unstored]
 
-        def store() -> list[Arrival]:
-            unstored = self._store.ingest([letter for _, letter in readable])
-            for failed in unstored:
-                arrival, letter = readable[failed.index]
-                log.error("the database does not take the dead letter %s: %s", letter.message_id, failed.reason)
-                self._feed.give_back([arrival], GIVE_BACK_SECONDS)
-            left = {failed.index for failed in unstored}
-            return [arrival for index, (arrival, _) in enumerate(readable) if index not in left]
+    def _store_outcomes(self, batch: _Batch) -> list[Arrival]:
+        for found in self._store.outcomes(batch.outcomes) if batch.outcomes else []:
+            about = f"of {found.message_id} for {found.consumer}, redrive {found.redrive_item_id or 'none'}"
+            self._note_strange(f"it answers no redrive, or the database does not take it: {about}")
+        return batch.reports
 
-        return self._keep([arrival for arrival, _ in readable], store)
+    def _store_accepted(self, batch: _Batch) -> list[Arrival]:
+        self._store.accepted(batch.accepted)
+        return batch.copies
 
     def _keep(self, arrivals: list[Arrival], store: Callable[[], list[Arrival]]) -> bool:
         """Call *store*, again and again while the database is away, and ack what it returns.
@@ -189,28 +230,6 @@ class Reviewer:
             log.exception("a dead letter cannot be read; it stays in %s", arrival.queue)
             self._feed.give_back([arrival], GIVE_BACK_SECONDS)
             return None
-
-    def _take_outcomes(self, arrivals: list[Arrival]) -> bool:
-        outcomes = [found for arrival in arrivals for found in self._read_outcomes(arrival)]
-
-        def store() -> list[Arrival]:
-            for found in self._store.outcomes(outcomes) if outcomes else []:
-                about = f"of {found.message_id} for {found.consumer}, redrive {found.redrive_item_id or 'none'}"
-                self._note_strange(f"it answers no redrive, or the database does not take it: {about}")
-            return arrivals
-
-        return self._keep(arrivals, store)
-
-    def _take_accepted(self, arrivals: list[Arrival]) -> bool:
-        at = now()
-        read = [acceptance.read(arrival.properties, arrival.routing_key, at) for arrival in arrivals]
-        found = [one for one in read if one is not None]
-
-        def store() -> list[Arrival]:
-            self._store.accepted(found)
-            return arrivals
-
-        return self._keep(arrivals, store)
 
     def _forget(self) -> None:
         """Delete some of the statuses that have not changed for long, when it is time to look for them."""
