@@ -73,10 +73,15 @@ def test_a_text_that_the_database_does_not_take_costs_its_own_savepoint_only(eng
 def test_a_connection_that_is_lost_is_an_outage(engine: Engine) -> None:
     if engine.dialect.name == "sqlite":
         pytest.skip("it has no connection to lose")
-    with pytest.raises(DatabaseUnavailable), writing(engine) as connection:
-        own = connection.scalar(text("SELECT pg_backend_pid()"))
-        with writing(engine) as other:
-            other.execute(text("SELECT pg_terminate_backend(:own, 10000)"), {"own": own})
-        insert_rows(connection, dead_letters, NAMES, [row(1)])
+
+    def lose() -> None:
+        with writing(engine) as connection:
+            own = connection.scalar(text("SELECT pg_backend_pid()"))
+            with writing(engine) as other:
+                other.execute(text("SELECT pg_terminate_backend(:own, 10000)"), {"own": own})
+            insert_rows(connection, dead_letters, NAMES, [row(1)])
+
+    with pytest.raises(DatabaseUnavailable):
+        lose()
     with writing(engine) as connection:
         insert_rows(connection, dead_letters, NAMES, [row(1), row(2, received_at=now())])
