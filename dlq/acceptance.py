@@ -16,8 +16,8 @@ from sqlalchemy import Connection, delete, exists, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq.deadletter import clean, name
-from ackline.dlq.transition import chunks
 from ackline.infra import wire
+from ackline.infra.among import among
 from ackline.infra.properties import Properties
 from ackline.infra.tables import accepted
 
@@ -63,8 +63,7 @@ def forget_old(connection: Connection, before: datetime, limit: int) -> int:
 
 def forget(connection: Connection, message_ids: Sequence[str]) -> None:
     """Delete these: something of what became of them is forgotten, so they cannot be accounted for any more."""
-    for chunk in chunks(message_ids):
-        connection.execute(delete(accepted).where(accepted.c.message_id.in_(chunk)))
+    connection.execute(delete(accepted).where(among(accepted.c.message_id, message_ids)))
 
 
 def _insert(insert: Any) -> Any:

@@ -31,7 +31,7 @@ from ackline.dlq.errors import Forbidden, NeedsApproval, NotFound, Refused
 from ackline.dlq.people import standing
 from ackline.dlq.rights import Actor, Right, Role
 from ackline.dlq.rules import RIGHT_OF, Asked, Kind, rules
-from ackline.dlq.transition import chunks
+from ackline.infra.among import among
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
 from ackline.infra.settings import Settings
@@ -294,8 +294,8 @@ def _editors(connection: Connection, request: Mapping[str, Any]) -> set[str]:
         queries.append(select(edits.c.actor).join_from(redrive_items, edits, met).where(mine))
         patched = and_(redrives.c.id == request["redrive"], redrives.c.patch.is_not(None))
         queries.append(select(redrives.c.actor).where(patched))
-    for chunk in chunks(request.get("ids", ())):
-        queries.append(select(edits.c.actor).where(edits.c.dead_letter_id.in_(chunk)))
+    if "ids" in request:
+        queries.append(select(edits.c.actor).where(among(edits.c.dead_letter_id, request["ids"])))
     return {name for query in queries for name in connection.execute(query.distinct()).scalars()}
 
 

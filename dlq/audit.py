@@ -29,6 +29,7 @@ from ackline.dlq.chain import BEGINNING, DAMAGE, Broken, Head, Item, Recorded, V
 from ackline.dlq.deadletter import clean
 from ackline.dlq.errors import Fault, Invalid, NotFound
 from ackline.dlq.rights import Actor, Right
+from ackline.infra.bulk import insert_rows
 from ackline.infra.database import reading
 from ackline.infra.tables import action_items, actions
 from ackline.infra.wire import now
@@ -76,14 +77,11 @@ def append(connection: Connection, entries: Iterable[Entry]) -> int:
         met = sorted(entry.items)
         before = chained(before, number, at, **told, items=met)
         rows.append({"id": number, "at": at, **told, "count": len(met), "hash": before})
-        items += [
-            {"action_id": number, "dead_letter_id": row_id, "state_before": old, "state_after": new}
-            for row_id, old, new in met
-        ]
+        items += [(number, *one) for one in met]
     if rows:
         connection.execute(insert(actions), rows)
     if items:
-        connection.execute(insert(action_items), items)
+        insert_rows(connection, action_items, ("action_id", "dead_letter_id", "state_before", "state_after"), items)
     return number
 
 

@@ -30,9 +30,10 @@ from ackline.dlq.patching import Patch
 from ackline.dlq.rights import Actor, Right
 from ackline.dlq.rules import Kind
 from ackline.dlq.selection import Selection, rows
-from ackline.dlq.transition import chunks, transitions
+from ackline.dlq.transition import transitions
 from ackline.dlq.unmasking import unmasked
 from ackline.infra import wire
+from ackline.infra.among import among
 from ackline.infra.database import reading, writing
 from ackline.infra.properties import Properties
 from ackline.infra.tables import DeadLetterState, dead_letters, edits
@@ -314,10 +315,9 @@ def currents(connection: Connection, ids: Sequence[int]) -> dict[int, Current]:
         func.coalesce(edits.c.properties, columns.properties, type_=LargeBinary),
     ).outerjoin_from(dead_letters, edits, search_values.LATEST_EDIT)
     found: dict[int, Current] = {}
-    for chunk in chunks(ids):
-        for row in connection.execute(query.where(columns.id.in_(chunk))):
-            *about, payload, properties = row
-            found[row.id] = Current._make([*about, bytes(payload), bytes(properties)])
+    for row in connection.execute(query.where(among(columns.id, ids)).order_by(columns.id)):
+        *about, payload, properties = row
+        found[row.id] = Current._make([*about, bytes(payload), bytes(properties)])
     return found
 
 

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, exists, select, tuple_
+from sqlalchemy import Connection, exists, select
 
-from ackline.dlq.transition import chunks
+from ackline.infra.among import among
 from ackline.infra.tables import (
     DeadLetterState,
     DeliveryState,
@@ -57,11 +57,8 @@ def judged(
 
 def letters(connection: Connection, ids: Collection[int], *, lock: bool) -> list[Any]:
     """The rows *ids* in their order, and locked in it, so that nobody waits in a circle."""
-    rows: list[Any] = []
-    for chunk in chunks(ids):
-        query = select(*_LETTER).where(dead_letters.c.id.in_(chunk)).order_by(dead_letters.c.id)
-        rows += connection.execute(query.with_for_update() if lock else query)
-    return rows
+    query = select(*_LETTER).where(among(dead_letters.c.id, ids)).order_by(dead_letters.c.id)
+    return list(connection.execute(query.with_for_update() if lock else query))
 
 
 def _judged(row: Any, takers: Takers, consumer: str | None, holders: Mapping[str, str]) -> Judged:
@@ -93,16 +90,15 @@ def state_fault(row: Any, holders: Mapping[str, str]) -> str:
 
 def holders(connection: Connection, rows: Iterable[Any]) -> dict[str, str]:
     """Who redrives those of *rows* that somebody does, by redrive item."""
-    found: dict[str, str] = {}
-    for chunk in chunks(row.redrive_item_id for row in rows if row.redrive_item_id):
-        query = (
-            select(redrive_items.c.id, redrives.c.id, redrives.c.actor)
-            .join_from(redrive_items, redrives, redrive_items.c.redrive_id == redrives.c.id)
-            .where(redrive_items.c.id.in_(chunk))
-        )
-        for item_id, redrive_id, actor in connection.execute(query):
-            found[item_id] = f"{actor} (redrive {redrive_id})"
-    return found
+    held = [row.redrive_item_id for row in rows if row.redrive_item_id]
+    if not held:
+        return {}
+    query = (
+        select(redrive_items.c.id, redrives.c.id, redrives.c.actor)
+        .join_from(redrive_items, redrives, redrive_items.c.redrive_id == redrives.c.id)
+        .where(among(redrive_items.c.id, held))
+    )
+    return {item_id: f"{actor} (redrive {redrive_id})" for item_id, redrive_id, actor in connection.execute(query)}
 
 
 def had_already(connection: Connection, going: Iterable[Judged]) -> dict[int, str]:
@@ -110,11 +106,15 @@ def had_already(connection: Connection, going: Iterable[Judged]) -> dict[int, st
     found: dict[int, str] = {}
     adopted = [one for one in going if not one.row.consumer]
     wanted = {(one.row.message_id, one.consumer, bytes(one.row.body_sha256)): one.row.id for one in adopted}
-    for chunk in chunks(wanted):
-        for other, *key in connection.execute(select(dead_letters.c.id, *_KEY).where(tuple_(*_KEY).in_(chunk))):
-            message_id, consumer, digest = key
-            fault = f"consumer {consumer!r} has the same message already, as dead letter {other}: discard this one"
-            found[wanted[message_id, consumer, bytes(digest)]] = fault
+    if not wanted:
+        return {}
+    same = select(dead_letters.c.id, *_KEY).where(among(_KEY[0], {message_id for message_id, _, _ in wanted}))
+    for other, message_id, consumer, digest in connection.execute(same):
+        row_id = wanted.get((message_id, consumer, bytes(digest)))
+        if row_id is not None:
+            found[row_id] = (
+                f"consumer {consumer!r} has the same message already, as dead letter {other}: discard this one"
+            )
     return found
 
 
@@ -123,15 +123,12 @@ def handled_already(connection: Connection, rows: Collection[Judged]) -> set[int
     wanted: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
     for one in rows:
         wanted[one.row.message_id, one.consumer].add(one.row.id)
-    key = tuple_(deliveries.c.message_id, deliveries.c.consumer)
-    found: set[int] = set()
-    for chunk in chunks(wanted):
-        query = select(deliveries.c.message_id, deliveries.c.consumer).where(
-            key.in_(chunk), deliveries.c.state == DeliveryState.HANDLED
-        )
-        for message_id, consumer in connection.execute(query):
-            found |= wanted[message_id, consumer]
-    return found
+    query = select(deliveries.c.message_id, deliveries.c.consumer).where(
+        among(deliveries.c.message_id, {message_id for message_id, _ in wanted}),
+        deliveries.c.state == DeliveryState.HANDLED,
+    )
+    keys = [(message_id, consumer) for message_id, consumer in connection.execute(query)]
+    return {row_id for key in keys if key in wanted for row_id in wanted[key]}
 
 
 def overtaken(connection: Connection, rows: Collection[Judged]) -> set[int]:
@@ -150,11 +147,11 @@ def overtaken(connection: Connection, rows: Collection[Judged]) -> set[int]:
             deliveries.c.state == DeliveryState.HANDLED,
             deliveries.c.ordering_key.is_not(None),
         )
-        for chunk in chunks(row_id for row_id, goes_to in destinations.items() if goes_to == consumer):
-            query = select(dead_letters.c.id).where(
-                dead_letters.c.id.in_(chunk), dead_letters.c.message_id.like(_UUID7), newer
-            )
-            found |= set(connection.scalars(query))
+        going = [row_id for row_id, goes_to in destinations.items() if goes_to == consumer]
+        query = select(dead_letters.c.id).where(
+            among(dead_letters.c.id, going), dead_letters.c.message_id.like(_UUID7), newer
+        )
+        found |= set(connection.scalars(query))
     return found
 
 

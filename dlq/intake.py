@@ -22,7 +22,8 @@ from ackline.dlq.audit import REVIEWER
 from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.fingerprint import Fingerprint
 from ackline.dlq.lifecycle import Known, arrived_again
-from ackline.dlq.transition import Transitions, chunks, transitions
+from ackline.dlq.transition import Transitions, transitions
+from ackline.infra.among import among
 from ackline.infra.bulk import insert_rows
 from ackline.infra.tables import DeadLetterState, ItemState, dead_letters, redrive_items
 from ackline.infra.wire import now
@@ -128,28 +129,24 @@ def _insert(
 
 def _rows_of_keys(connection: Connection, message_ids: Collection[str]) -> dict[Key, int]:
     """The ids of the rows of these messages, by key."""
-    found: dict[Key, int] = {}
-    for names in chunks(message_ids):
-        for row_id, *key in connection.execute(select(dead_letters.c.id, *_KEY).where(_KEY[0].in_(names))):
-            message_id, consumer, digest = key
-            found[message_id, consumer, bytes(digest)] = row_id
-    return found
+    rows = connection.execute(select(dead_letters.c.id, *_KEY).where(among(_KEY[0], message_ids)))
+    return {(message_id, consumer, bytes(digest)): row_id for row_id, message_id, consumer, digest in rows}
 
 
 def _rows_of_redrives(connection: Connection, dead: Iterable[Incoming]) -> dict[tuple[str | None, str, bytes], int]:
     """The rows that the redrives named by *dead* sent, by (item, consumer it went to, hash of the body that went)."""
+    names = {one.letter.sent_by for one in dead if one.letter.sent_by}
+    if not names:
+        return {}
     items = redrive_items.c
-    found: dict[tuple[str | None, str, bytes], int] = {}
-    for names in chunks({one.letter.sent_by for one in dead if one.letter.sent_by}):
-        # The hash is of what was sent, which may have been edited; of what was not there is none.
-        query = (
-            select(items.id, items.consumer, items.body_sha256, dead_letters.c.id)
-            .join_from(redrive_items, dead_letters, items.dead_letter_id == dead_letters.c.id)
-            .where(items.id.in_(names), items.body_sha256.is_not(None))
-        )
-        for item_id, consumer, digest, row_id in connection.execute(query):
-            found[item_id, consumer, bytes(digest)] = row_id
-    return found
+    # The hash is of what was sent, which may have been edited; of what was not there is none.
+    query = (
+        select(items.id, items.consumer, items.body_sha256, dead_letters.c.id)
+        .join_from(redrive_items, dead_letters, items.dead_letter_id == dead_letters.c.id)
+        .where(among(items.id, names), items.body_sha256.is_not(None))
+    )
+    rows = connection.execute(query)
+    return {(item_id, consumer, bytes(digest)): row_id for item_id, consumer, digest, row_id in rows}
 
 
 def _change(
@@ -175,11 +172,10 @@ def _change(
 
 def _locked(connection: Connection, row_ids: Collection[int]) -> dict[int, Known]:
     """These rows, which nobody else changes now: in the order of their ids, so that nobody waits in a circle."""
-    rows: dict[int, Known] = {}
-    for ids in chunks(row_ids):
-        query = select(*_KNOWN).where(dead_letters.c.id.in_(ids)).order_by(dead_letters.c.id).with_for_update()
-        rows |= {row.id: Known(*row) for row in connection.execute(query)}
-    return rows
+    if not row_ids:
+        return {}
+    query = select(*_KNOWN).where(among(dead_letters.c.id, row_ids)).order_by(dead_letters.c.id).with_for_update()
+    return {row.id: Known(*row) for row in connection.execute(query)}
 
 
 def _update(connection: Connection, columns: dict[int, dict[str, Any]]) -> None:

@@ -27,8 +27,9 @@ from ackline.dlq.rights import Actor, Right
 from ackline.dlq.rules import Kind
 from ackline.dlq.selection import SCAN_ROWS, Selection, counts, rows
 from ackline.dlq.transfer import Imported
-from ackline.dlq.transition import CHUNK, transitions
+from ackline.dlq.transition import transitions
 from ackline.dlq.view import Action, Detail, GroupOf, Note, Page, Related, Sent, Summary
+from ackline.infra.among import among
 from ackline.infra.database import reading, writing
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
@@ -94,9 +95,7 @@ class Letters:
         who.must(Right.VIEW)
         with reading(self._engine) as connection:
             if selection.where:
-                found: Mapping[str, int] = Counter(
-                    state for ids in _chunks(self._all(connection, selection)) for state in _states(connection, ids)
-                )
+                found: Mapping[str, int] = Counter(_states(connection, self._all(connection, selection)))
             else:
                 found = counts(connection, selection)
         return {state.value: found.get(state.value, 0) for state in DeadLetterState}
@@ -316,7 +315,7 @@ class Letters:
     def _in(self, connection: Connection, selection: Selection, state: DeadLetterState, done: str) -> list[int]:
         """Those of *selection* in *state*: of those named by id alone, all. Raises `Refused` when there are none."""
         found = self._all(connection, selection)
-        held = [row_id for ids in _chunks(found) for row_id in _ids_in(connection, ids, state)]
+        held = _ids_in(connection, found, state)
         if selection.ids is not None and selection == Selection(ids=selection.ids):
             _all_in(connection, selection.ids, held, done)
         if not held:
@@ -461,11 +460,11 @@ def _state(connection: Connection, dead_letter_id: int) -> str:
 
 
 def _states(connection: Connection, ids: Sequence[int]) -> list[str]:
-    return list(connection.scalars(select(dead_letters.c.state).where(dead_letters.c.id.in_(ids))))
+    return list(connection.scalars(select(dead_letters.c.state).where(among(dead_letters.c.id, ids))))
 
 
 def _ids_in(connection: Connection, ids: Sequence[int], state: DeadLetterState) -> list[int]:
-    query = select(dead_letters.c.id).where(dead_letters.c.id.in_(ids), dead_letters.c.state == state)
+    query = select(dead_letters.c.id).where(among(dead_letters.c.id, ids), dead_letters.c.state == state)
     return list(connection.scalars(query.order_by(dead_letters.c.id)))
 
 
@@ -486,18 +485,9 @@ def _all_in(connection: Connection, ids: Sequence[int], held: Sequence[int], don
 
 def _kinds(connection: Connection, ids: Sequence[int]) -> tuple[list[str], list[str]]:
     """The types and the consumers of these dead letters."""
-    found = {
-        (row.type, row.consumer)
-        for chunk in _chunks(ids)
-        for row in connection.execute(
-            select(dead_letters.c.type, dead_letters.c.consumer).where(dead_letters.c.id.in_(chunk)).distinct()
-        )
-    }
+    kinds = select(dead_letters.c.type, dead_letters.c.consumer).where(among(dead_letters.c.id, ids)).distinct()
+    found = connection.execute(kinds).all()
     return sorted({type_ for type_, _ in found}), sorted({consumer for _, consumer in found})
-
-
-def _chunks(ids: Sequence[int]) -> Iterator[Sequence[int]]:
-    return (ids[start : start + CHUNK] for start in range(0, len(ids), CHUNK))
 
 
 def _said(text: str, blank: str) -> str:

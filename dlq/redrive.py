@@ -16,7 +16,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from operator import attrgetter
 from typing import Any
 
 from sqlalchemy import (
@@ -42,7 +41,8 @@ from ackline.dlq.errors import NoSuchDeadLetter, Refused
 from ackline.dlq.lifecycle import applied_at, handled_flag
 from ackline.dlq.outcome import Outcome
 from ackline.dlq.rights import Actor
-from ackline.dlq.transition import Transitions, chunks
+from ackline.dlq.transition import Transitions
+from ackline.infra.among import among
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
     IS_PLANNED,
@@ -56,7 +56,7 @@ from ackline.infra.tables import (
     redrive_items,
     redrives,
 )
-from ackline.infra.wire import Trail, now, republished, trail, uuid7
+from ackline.infra.wire import Trail, now, sent_anew, uuid7
 
 _LETTER = redrive_items.c.dead_letter_id == dead_letters.c.id
 #: An item with what it sends: the dead letter as it came, or the edit of that version.
@@ -115,17 +115,14 @@ class Claim:
         stored = Properties.from_wire(self.stored)
         if not stored.message_id:  # then the row's own is the id for life
             stored = stored.copy(message_id=self.message_id)
-        came = trail(stored, self.exchange, self.routing_key, trusted=self.trusted)
         way = Trail(
             consumer=self.consumer,
             attempts=self.attempts,
             redrive=self.item_id,
-            track=came.track,
             exchange=self.exchange,
             routing_key=self.routing_key,
-            set_aside=came.set_aside,
         )
-        return republished(stored, way)
+        return sent_anew(stored, way, trusted=self.trusted)
 
 
 # --- a person sends some back at once -----------------------------------------------------------------------------
@@ -265,9 +262,8 @@ def claim(connection: Connection, limit: int, most_bytes: int, seconds: float) -
         select(items.id).where(_to_send(at)).order_by(items.id).limit(limit).with_for_update(skip_locked=True)
     ).all()
     size = func.length(func.coalesce(edits.c.payload, dead_letters.c.payload))
-    sized = select(items.id, size).select_from(_PARCEL).order_by(items.id)
-    sizes = [found for chunk in chunks(ids) for found in connection.execute(sized.where(items.id.in_(chunk)))]
-    return _issue(connection, _within(most_bytes, sizes), at, seconds)
+    sized = select(items.id, size).select_from(_PARCEL).where(among(items.id, ids)).order_by(items.id)
+    return _issue(connection, _within(most_bytes, connection.execute(sized)), at, seconds)
 
 
 def _within(most_bytes: int, sized: Iterable[Any]) -> list[Any]:
@@ -319,11 +315,9 @@ def claim_planned(
     for row_id, fault in eligibility.had_already(connection, going.values()).items():
         skipped[item_of_row[row_id]] = fault
         del going[row_id]
-    sized = select(dead_letters.c.id, func.length(dead_letters.c.payload)).order_by(dead_letters.c.id)
-    sizes = [
-        found for chunk in chunks(going) for found in connection.execute(sized.where(dead_letters.c.id.in_(chunk)))
-    ]
-    row_ids = _within(most_bytes, sizes)
+    size = func.length(dead_letters.c.payload)
+    sized = select(dead_letters.c.id, size).where(among(dead_letters.c.id, going)).order_by(dead_letters.c.id)
+    row_ids = _within(most_bytes, connection.execute(sized).all())
     if patch is not None:
         patched = patch(connection, moves, row_ids)
         skipped |= {item_of_row[row_id]: why for row_id, why in patched.items() if isinstance(why, str)}
@@ -395,12 +389,10 @@ def _issue(
         "claimed_until": at + timedelta(seconds=seconds),
         "body_sha256": select(columns.body_sha256).where(_LETTER).scalar_subquery(),
     }
-    found: list[Any] = []
-    for chunk in chunks(ids):
-        change = update(redrive_items).where(items.id.in_(chunk))
-        connection.execute(change.values(issued if run is None else issued | {"run": run}))
-        found += connection.execute(query.where(items.id.in_(chunk)))
-    claims = sorted((Claim(*row) for row in found), key=attrgetter("dead_letter_id"))
+    change = update(redrive_items).where(among(items.id, ids))
+    connection.execute(change.values(issued if run is None else issued | {"run": run}))
+    found = connection.execute(query.where(among(items.id, ids)).order_by(columns.id))
+    claims = [Claim(*row) for row in found]
     edited = [
         {"item": claim.item_id, "sent": hashlib.sha256(claim.payload).digest()} for claim in claims if claim.version
     ]
@@ -412,13 +404,12 @@ def _issue(
 
 def confirmed(connection: Connection, item_ids: Sequence[str]) -> None:
     """The broker has these. A worker may have answered already: then that stands."""
-    for chunk in chunks(item_ids):
-        _lock(connection, chunk)
-        connection.execute(
-            update(redrive_items)
-            .where(redrive_items.c.id.in_(chunk), redrive_items.c.state == ItemState.ISSUED)
-            .values(state=ItemState.CONFIRMED, confirmed_at=now(), error=None)
-        )
+    _lock(connection, item_ids)
+    connection.execute(
+        update(redrive_items)
+        .where(among(redrive_items.c.id, item_ids), redrive_items.c.state == ItemState.ISSUED)
+        .values(state=ItemState.CONFIRMED, confirmed_at=now(), error=None)
+    )
 
 
 def put_off(connection: Connection, why: dict[str, str], seconds: float) -> None:
@@ -437,12 +428,11 @@ def not_sent(connection: Connection, moves: Transitions, why: dict[str, str]) ->
     for item_id, reason in why.items():
         alike[reason].append(item_id)
     for reason, item_ids in alike.items():
-        for chunk in chunks(item_ids):
-            held = select(dead_letters.c.id).join_from(redrive_items, dead_letters, _LETTER)
-            held = held.where(redrive_items.c.id.in_(chunk), dead_letters.c.redrive_item_id == redrive_items.c.id)
-            freed = moves.move(connection.scalars(held).all(), before, after, redrive_item_id=None, send_error=reason)
-            _finish(connection, chunk, ItemState.NOT_SENT, reason)
-            moves.record(REVIEWER, "not sent", reason, freed, before, after)
+        held = select(dead_letters.c.id).join_from(redrive_items, dead_letters, _LETTER)
+        held = held.where(among(redrive_items.c.id, item_ids), dead_letters.c.redrive_item_id == redrive_items.c.id)
+        freed = moves.move(connection.scalars(held).all(), before, after, redrive_item_id=None, send_error=reason)
+        _finish(connection, item_ids, ItemState.NOT_SENT, reason)
+        moves.record(REVIEWER, "not sent", reason, freed, before, after)
 
 
 # --- a worker reports it ------------------------------------------------------------------------------------------
@@ -460,27 +450,26 @@ def succeeded(connection: Connection, moves: Transitions, outcomes: Iterable[Out
         repeated[outcome.redrive_item_id] += known.at != outcome.at
     answered: list[tuple[Any, Outcome]] = []
     columns = dead_letters.c
-    for chunk in chunks(by_item):
-        query = (
-            select(
-                redrive_items.c.id.label("item_id"),
-                redrive_items.c.consumer.label("sent_to"),
-                redrive_items.c.state.label("item_state"),
-                columns.id,
-                columns.state,
-                columns.redrive_item_id,
-                columns.fingerprint,
-                columns.flags,
-                columns.handled_at,
-            )
-            .join_from(redrive_items, dead_letters, _LETTER)
-            .where(redrive_items.c.id.in_(chunk))
-            .order_by(columns.id)
-            .with_for_update(of=dead_letters)
+    query = (
+        select(
+            redrive_items.c.id.label("item_id"),
+            redrive_items.c.consumer.label("sent_to"),
+            redrive_items.c.state.label("item_state"),
+            columns.id,
+            columns.state,
+            columns.redrive_item_id,
+            columns.fingerprint,
+            columns.flags,
+            columns.handled_at,
         )
-        for row in connection.execute(query).all():
-            if row.sent_to == by_item[row.item_id].consumer:
-                answered.append((row, by_item.pop(row.item_id)))
+        .join_from(redrive_items, dead_letters, _LETTER)
+        .where(among(redrive_items.c.id, by_item))
+        .order_by(columns.id)
+        .with_for_update(of=dead_letters)
+    )
+    for row in connection.execute(query).all():
+        if row.sent_to == by_item[row.item_id].consumer:
+            answered.append((row, by_item.pop(row.item_id)))
     awaited = [
         (row, outcome)
         for row, outcome in answered
@@ -496,11 +485,10 @@ def succeeded(connection: Connection, moves: Transitions, outcomes: Iterable[Out
         connection.execute(
             update(dead_letters).where(dead_letters.c.id == bindparam("row_id")).values(duplicates=more), again
         )
-    at = now()
-    for chunk in chunks(row.item_id for row, _ in answered):
-        _lock(connection, chunk)
-        done = update(redrive_items).where(redrive_items.c.id.in_(chunk), redrive_items.c.state != ItemState.HANDLED)
-        connection.execute(done.values(state=ItemState.HANDLED, finished_at=at, error=None))
+    item_ids = [row.item_id for row, _ in answered]
+    _lock(connection, item_ids)
+    done = update(redrive_items).where(among(redrive_items.c.id, item_ids), redrive_items.c.state != ItemState.HANDLED)
+    connection.execute(done.values(state=ItemState.HANDLED, finished_at=now(), error=None))
     return list(by_item.values())
 
 
@@ -547,7 +535,7 @@ def _handled_out_of_turn(connection: Connection, moves: Transitions, row: Any, o
 def _finish(connection: Connection, item_ids: Sequence[str], state: ItemState, why: str) -> None:
     connection.execute(
         update(redrive_items)
-        .where(redrive_items.c.id.in_(item_ids), redrive_items.c.state.in_(OPEN_ITEM_STATES))
+        .where(among(redrive_items.c.id, item_ids), redrive_items.c.state.in_(OPEN_ITEM_STATES))
         .values(state=state, finished_at=now(), error=why)
     )
 
@@ -556,4 +544,4 @@ def _lock(connection: Connection, item_ids: Sequence[str]) -> None:
     """Lock these items in their order; SQLite has one writer, and needs none of it."""
     if connection.dialect.name != "sqlite":
         items = redrive_items.c.id
-        connection.execute(select(items).where(items.in_(item_ids)).order_by(items).with_for_update())
+        connection.execute(select(items).where(among(items, item_ids)).order_by(items).with_for_update())

@@ -41,8 +41,9 @@ from ackline.dlq.rights import Actor, Right
 from ackline.dlq.rules import Kind
 from ackline.dlq.selection import Selection
 from ackline.dlq.statement import Statement
-from ackline.dlq.transition import chunks, transitions
+from ackline.dlq.transition import transitions
 from ackline.dlq.view import Item
+from ackline.infra.among import among
 from ackline.infra.database import clock, reading, writing
 from ackline.infra.settings import Settings
 from ackline.infra.tables import (
@@ -142,13 +143,8 @@ class Redrives:
             )
         columns = dead_letters.c
         with reading(self._engine) as connection:
-            found = [
-                row
-                for chunk in chunks(wanted)
-                for row in connection.execute(
-                    select(columns.id, columns.version, columns.type, columns.consumer).where(columns.id.in_(chunk))
-                )
-            ]
+            query = select(columns.id, columns.version, columns.type, columns.consumer)
+            found = connection.execute(query.where(among(columns.id, wanted))).all()
         versions = {str(row.id): row.version for row in found}
         self._approvals.require(
             who,

@@ -38,6 +38,9 @@ AGAIN_SECONDS = 2.0
 #: The broker may take it the next time, or may even have it: publish it again. Anything else is for a person.
 _AGAIN = (PublishTimeout, Nacked, PublisherClosed, ForkedError)
 
+#: The confirms of what has been published, by item.
+_OnWay = dict[str, Future[None]]
+
 
 class Sender:
     """Publishes what the redrives in the database behind *engine* are to send, until it is stopped."""
@@ -67,6 +70,7 @@ class Sender:
 
     def _run(self) -> None:
         outage = Outage("sending redrives", self._stopping)
+        on_way: _OnWay = {}
         with self._queues:
             while not self._stopping.is_set():
                 try:
@@ -75,17 +79,21 @@ class Sender:
                 except Exception as error:
                     outage.wait(error)
                     continue
-                if claims:
-                    self._send(claims, outage)
-                else:
+                published = {claim.item_id: self._publish(claim) for claim in claims}
+                # The batch before has been confirmed meanwhile.
+                self._settle(on_way, outage)
+                on_way = published
+                if not on_way:
                     self._stopping.wait(POLL_SECONDS)
+            self._settle(on_way, outage)
 
-    def _send(self, claims: list[Claim], outage: Outage) -> None:
-        """Publish *claims*, and note what became of each."""
-        futures = {claim.item_id: self._publish(claim) for claim in claims}
-        wait(futures.values(), CONFIRM_SECONDS + 1.0)
+    def _settle(self, published: _OnWay, outage: Outage) -> None:
+        """Note what became of these, as soon as that is known."""
+        if not published:
+            return
+        wait(published.values(), CONFIRM_SECONDS + 1.0)
         sent, again, never = [], {}, {}
-        for item_id, future in futures.items():
+        for item_id, future in published.items():
             error = future.exception() if future.done() else PublishTimeout("No confirm in time.")
             if error is None:
                 sent.append(item_id)

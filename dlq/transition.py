@@ -23,16 +23,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq import audit
 from ackline.dlq.rights import Actor
+from ackline.infra.among import among
 from ackline.infra.tables import DeadLetterState, dead_letters, fingerprint_counts
-
-#: Names in one `IN (...)`; both databases take many more.
-CHUNK = 500
-
-
-def chunks(names: Iterable[Any]) -> Iterable[list[Any]]:
-    """*names* in order, as many at a time as fit into one `IN (...)`."""
-    ordered = sorted(names)
-    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))
 
 
 @contextmanager
@@ -59,17 +51,16 @@ class Transitions:
         Of two who try at once one gets the row. The same columns for all, or an expression for each.
         """
         moved: list[int] = []
-        for chunk in chunks(ids):
-            statement = (
-                update(dead_letters)
-                .where(dead_letters.c.id.in_(chunk), dead_letters.c.state == before)
-                .values(state=after, **columns)
-                .returning(dead_letters.c.id, dead_letters.c.fingerprint)
-            )
-            for row_id, fingerprint in self._connection.execute(statement):
-                self.count(fingerprint, before, -1)
-                self.count(fingerprint, after, 1)
-                moved.append(row_id)
+        statement = (
+            update(dead_letters)
+            .where(among(dead_letters.c.id, ids), dead_letters.c.state == before)
+            .values(state=after, **columns)
+            .returning(dead_letters.c.id, dead_letters.c.fingerprint)
+        )
+        for row_id, fingerprint in self._connection.execute(statement):
+            self.count(fingerprint, before, -1)
+            self.count(fingerprint, after, 1)
+            moved.append(row_id)
         return moved
 
     def count(self, fingerprint: str, state: str, change: int) -> None:

@@ -7,12 +7,14 @@ power cut) and `BEGIN IMMEDIATE` (a writer waits for its turn at the start, not 
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from alembic import command
 from alembic.config import Config
@@ -21,6 +23,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, func, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DatabaseError, DBAPIError, InterfaceError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import Pool
 
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.wire import now
@@ -45,6 +48,9 @@ _UPGRADE_LOCK = 0x61636B6C696E65
 #: SQLSTATE classes that are about the row, though psycopg calls them operational (a limit of the program), and that are
 #: about the database, though psycopg does not (read-only; a table, a column or a right is missing).
 _ROW_FAULTS, _DATABASE_FAULTS = ("54",), ("25006", "42")
+
+#: Of each SQLite database that is open: who of this process's threads writes.
+_WRITERS: WeakKeyDictionary[Pool, threading.RLock] = WeakKeyDictionary()
 
 
 class DatabaseUnavailable(AcklineError):
@@ -148,7 +154,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
     Raises `DatabaseUnavailable` instead of the driver's errors that are about the database and not about the data.
     """
     try:
-        with engine.begin() as connection:
+        with _turn(engine), engine.begin() as connection:
             yield connection
     except DBAPIError as error:
         if is_outage(error):
@@ -156,6 +162,16 @@ def writing(engine: Engine) -> Iterator[Connection]:
         raise
     except PoolTimeout as error:
         raise DatabaseUnavailable("No connection to the database was free in time: it is slow, or locked.") from error
+
+
+def _turn(engine: Engine) -> AbstractContextManager[object]:
+    """Holds the right to write, of the threads on this engine.
+
+    SQLite has who finds it locked look again after up to 100 ms; whoever waits for a thread is woken at once.
+    """
+    if engine.dialect.name != "sqlite" or engine.get_execution_options().get("ackline_reading"):
+        return nullcontext()
+    return _WRITERS.setdefault(engine.pool, threading.RLock())
 
 
 @contextmanager

@@ -235,6 +235,7 @@ class Table:
         kept = (pair for pair in self._pairs if pair[0] not in replaced)
         return Table((*kept, *Table.of(values)._pairs))
 
-    def joined(self, other: Table) -> Table:
-        """This table followed by the raw pairs of *other*."""
-        return Table((*self._pairs, *other._pairs))
+    def filled(self, other: Table) -> Table:
+        """This table followed by the raw pairs of *other* whose names it lacks."""
+        known = self.names()
+        return Table((*self._pairs, *(pair for pair in other._pairs if pair[0] not in known))) if other else self

@@ -199,7 +199,7 @@ def trail(
     known without the headers.
     """
     headers = properties.headers
-    track = bool(properties.message_id) and headers.flag(TRACK)
+    track = is_tracked(properties)
     if not (exchange == RETURN if trusted is None else trusted):
         return Trail(consumer=consumer, track=track, exchange=exchange, routing_key=routing_key)
     original = headers.table(ORIGINAL)
@@ -215,8 +215,26 @@ def trail(
         track=track,
         exchange=original.text("exchange") or "",
         routing_key=original.text("routing_key") or routing_key,
-        set_aside=original.select(lambda name: name not in (b"exchange", b"routing_key")),
+        set_aside=_set_aside(original),
     )
+
+
+def sent_anew(properties: Properties, way: Trail, *, trusted: bool) -> Properties:
+    """The properties for a message that begins again at *way*: `republished`, with what was set aside still so.
+
+    trusted: whether only Ackline can have written the headers.
+    """
+    aside = _set_aside(properties.headers.table(ORIGINAL)) if trusted else Table()
+    return republished(properties, replace(way, track=is_tracked(properties), set_aside=aside))
+
+
+def is_tracked(properties: Properties) -> bool:
+    """Whether every delivery of the message is accounted for by id."""
+    return bool(properties.message_id) and properties.headers.flag(TRACK)
+
+
+def _set_aside(original: Table) -> Table:
+    return original.select(lambda name: name not in (b"exchange", b"routing_key"))
 
 
 def republished(properties: Properties, trail: Trail, extra: Mapping[str, Any] | None = None) -> Properties:
@@ -226,16 +244,12 @@ def republished(properties: Properties, trail: Trail, extra: Mapping[str, Any] |
     extra: further headers of ours.
     """
     headers = properties.headers
-    aside = headers.select(lambda name: name in _SET_ASIDE_HEADERS)
     aside_values = {name: value for name in _SET_ASIDE_PROPERTIES if (value := getattr(properties, name)) is not None}
     original = Table.of(
         {"exchange": trail.exchange, "routing_key": trail.routing_key}
         | {name: value.decode("utf-8", "surrogateescape") for name, value in aside_values.items()}
     )
-    known = set(original.names())
-    original = original.joined(trail.set_aside.select(lambda name: name not in known)).joined(
-        aside.select(lambda name: name not in trail.set_aside.names())
-    )
+    original = original.filled(trail.set_aside).filled(headers.select(_SET_ASIDE_HEADERS.__contains__))
     ours: dict[str, Any] = {ORIGINAL: original}
     if trail.consumer:
         ours[CONSUMER] = trail.consumer

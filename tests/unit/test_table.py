@@ -182,4 +182,4 @@ def test_changing_a_table_leaves_the_others_of_its_pairs_raw_and_in_order() -> N
     assert changed.raw == odd + entry(b"b", b"B\x02") + entry(b"a", long_string(b"S", b"new"))
     assert table.get("a") == 1
     assert table.select(lambda name: name == b"odd").raw == odd
-    assert table.select(lambda name: name == b"odd").joined(Table.of({"c": None})).raw == odd + entry(b"c", b"V")
+    assert table.select(lambda name: name == b"odd").filled(Table.of({"c": None})).raw == odd + entry(b"c", b"V")

@@ -1,0 +1,49 @@
+"""A column among many values, on both databases: what `IN` finds, and by the column's index."""
+
+from __future__ import annotations
+
+import pytest
+from sqlalchemy import Engine, delete, insert, select, text, update
+
+from ackline.infra.among import among
+from ackline.infra.database import reading, writing
+from ackline.infra.tables import accepted, fingerprint_counts
+from ackline.infra.wire import now
+
+ODD = ["it's", 'a "quote"', "雪\U0001f600", "\\", "%_?:x", "", "null", "7"]
+
+
+@pytest.fixture
+def stored(engine: Engine) -> Engine:
+    with writing(engine) as connection:
+        rows = [{"message_id": name, "type": "t", "at": now()} for name in ODD]
+        connection.execute(insert(accepted), rows)
+        counts = [{"fingerprint": f"f-{n}", "state": "in review", "count": n} for n in range(2000)]
+        connection.execute(insert(fingerprint_counts), counts)
+    return engine
+
+
+@pytest.mark.parametrize("names", [[], ODD[:1], ODD, [*ODD, "another"], ["another"]])
+def test_texts(stored: Engine, names: list[str]) -> None:
+    with reading(stored) as connection:
+        found = connection.scalars(select(accepted.c.message_id).where(among(accepted.c.message_id, names))).all()
+    assert set(found) == set(names) & set(ODD)
+
+
+def test_whole_numbers_many_of_them_and_beside_other_conditions(stored: Engine) -> None:
+    count = fingerprint_counts.c["count"]
+    with writing(stored) as connection:
+        some = among(count, range(0, 40_000, 2))
+        assert connection.scalars(select(count).where(some, count < 7).order_by(count)).all() == [0, 2, 4, 6]
+        assert connection.execute(update(fingerprint_counts).where(~some).values(count=-1)).rowcount == 1000
+        assert connection.execute(delete(fingerprint_counts).where(among(count, [-1]))).rowcount == 1000
+
+
+def test_the_index_is_used(engine: Engine) -> None:
+    if engine.dialect.name != "sqlite":
+        pytest.skip("PostgreSQL reads small tables whole, whatever is asked")
+    query = select(accepted.c.message_id).where(among(accepted.c.message_id, ODD), accepted.c.type == "t")
+    with reading(engine) as connection:
+        compiled = query.compile(engine, compile_kwargs={"literal_binds": True})
+        plan = [row[3] for row in connection.execute(text("EXPLAIN QUERY PLAN " + str(compiled).replace(":", "\\:")))]
+    assert plan[0].startswith("SEARCH accepted USING INDEX"), plan
