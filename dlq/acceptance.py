@@ -17,7 +17,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq.deadletter import clean, name
 from ackline.infra import wire
-from ackline.infra.among import among
+from ackline.infra.many import among
 from ackline.infra.properties import Properties
 from ackline.infra.tables import accepted
 

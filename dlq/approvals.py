@@ -31,9 +31,9 @@ from ackline.dlq.errors import Forbidden, NeedsApproval, NotFound, Refused
 from ackline.dlq.people import standing
 from ackline.dlq.rights import Actor, Right, Role
 from ackline.dlq.rules import RIGHT_OF, Asked, Kind, rules
-from ackline.infra.among import among
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
+from ackline.infra.many import among
 from ackline.infra.settings import Settings
 from ackline.infra.tables import ApprovalState, approvals, edits, redrive_items, redrives
 from ackline.infra.wire import now

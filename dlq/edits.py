@@ -33,8 +33,8 @@ from ackline.dlq.selection import Selection, rows
 from ackline.dlq.transition import transitions
 from ackline.dlq.unmasking import unmasked
 from ackline.infra import wire
-from ackline.infra.among import among
 from ackline.infra.database import reading, writing
+from ackline.infra.many import among
 from ackline.infra.properties import Properties
 from ackline.infra.tables import DeadLetterState, dead_letters, edits
 from ackline.infra.terminal import moment

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, exists, select
 
-from ackline.infra.among import among
+from ackline.infra.many import among
 from ackline.infra.tables import (
     DeadLetterState,
     DeliveryState,

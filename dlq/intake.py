@@ -23,8 +23,8 @@ from ackline.dlq.deadletter import DeadLetter
 from ackline.dlq.fingerprint import Fingerprint
 from ackline.dlq.lifecycle import Known, arrived_again
 from ackline.dlq.transition import Transitions, transitions
-from ackline.infra.among import among
 from ackline.infra.bulk import insert_rows
+from ackline.infra.many import among
 from ackline.infra.tables import DeadLetterState, ItemState, dead_letters, redrive_items
 from ackline.infra.wire import now
 

@@ -29,8 +29,8 @@ from ackline.dlq.selection import SCAN_ROWS, Selection, counts, rows
 from ackline.dlq.transfer import Imported
 from ackline.dlq.transition import transitions
 from ackline.dlq.view import Action, Detail, GroupOf, Note, Page, Related, Sent, Summary
-from ackline.infra.among import among
 from ackline.infra.database import reading, writing
+from ackline.infra.many import among
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
     DeadLetterState,

@@ -42,7 +42,8 @@ from ackline.dlq.lifecycle import applied_at, handled_flag
 from ackline.dlq.outcome import Outcome
 from ackline.dlq.rights import Actor
 from ackline.dlq.transition import Transitions
-from ackline.infra.among import among
+from ackline.infra import many
+from ackline.infra.many import among
 from ackline.infra.properties import Properties
 from ackline.infra.tables import (
     IS_PLANNED,
@@ -498,11 +499,12 @@ def _handled(connection: Connection, moves: Transitions, answered: Sequence[tupl
         return
     before, after = DeadLetterState.REDRIVING, DeadLetterState.HANDLED
     at = now()
+    columns = {"id": dead_letters.c.id.type, "at": dead_letters.c.handled_at.type}
+    done = many.rows(connection, "done", columns, [(row.id, applied_at(at, outcome.at)) for row, outcome in answered])
     connection.execute(
         update(dead_letters)
-        .where(dead_letters.c.id == bindparam("row_id"))
-        .values(state=after, handled_at=bindparam("at"), redrive_item_id=None, send_error=None),
-        [{"row_id": row.id, "at": applied_at(at, outcome.at)} for row, outcome in answered],
+        .where(dead_letters.c.id == done.c.id)
+        .values(state=after, handled_at=done.c.at, redrive_item_id=None, send_error=None)
     )
     by_worker: defaultdict[str, list[int]] = defaultdict(list)
     for row, outcome in answered:

@@ -43,8 +43,8 @@ from ackline.dlq.selection import Selection
 from ackline.dlq.statement import Statement
 from ackline.dlq.transition import transitions
 from ackline.dlq.view import Item
-from ackline.infra.among import among
 from ackline.infra.database import clock, reading, writing
+from ackline.infra.many import among
 from ackline.infra.settings import Settings
 from ackline.infra.tables import (
     IS_PLANNED,

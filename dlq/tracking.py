@@ -19,12 +19,13 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, literal_column, or_, select, tuple_
+from sqlalchemy import ColumnElement, Connection, case, delete, exists, func, literal_column, or_, select, true, tuple_
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.sql.base import ReadOnlyColumnCollection
 
 from ackline.dlq import acceptance
 from ackline.dlq.outcome import Outcome
+from ackline.infra import many
 from ackline.infra.tables import DeliveryState, deliveries
 
 #: The states that reports lead to, in the order of an attempt's life.
@@ -37,6 +38,8 @@ _TOLD = (
     *("type", "state", "redrive", "attempts", "changed_at", "due_at", "last_error", "worker"),
     *("progress", "progress_text", "ordering_key"),
 )
+#: The columns of a row, in its order.
+_TYPES = {name: deliveries.c[name].type for name in ("message_id", "consumer", "first_at", *_TOLD)}
 
 
 def fold(connection: Connection, outcomes: Iterable[Outcome]) -> None:
@@ -48,10 +51,12 @@ def fold(connection: Connection, outcomes: Iterable[Outcome]) -> None:
         first[key] = min(first.get(key, outcome.at), outcome.at)
         if key not in rows or _rank(outcome) > _rank(rows[key]):
             rows[key] = outcome
+    if not rows:
+        return
     # In the order of the keys, so that two reviewers never wait for each other's rows in a circle.
-    values = [_row(rows[key], first[key]) for key in sorted(rows)]
-    if values:
-        connection.execute(_UPSERTS[connection.dialect.name], values)
+    told = many.rows(connection, "told", _TYPES, [_row(rows[key], first[key]) for key in sorted(rows)])
+    # `WHERE true`: else SQLite takes ON CONFLICT for the condition of a join.
+    connection.execute(_upsert(_INSERTS[connection.dialect.name].from_select(list(_TYPES), select(told).where(true()))))
 
 
 def has_old(connection: Connection, before: datetime) -> bool:
@@ -80,23 +85,23 @@ def _rank(outcome: Outcome) -> tuple[int, str, int, int, datetime]:
     return int(is_handled), outcome.redrive_item_id, outcome.attempt, stage, outcome.at
 
 
-def _row(outcome: Outcome, first_at: datetime) -> dict[str, Any]:
-    return {
-        "message_id": outcome.message_id,
-        "consumer": outcome.consumer,
-        "type": outcome.type,
-        "state": outcome.state,
-        "redrive": outcome.redrive_item_id or None,
-        "attempts": outcome.attempt,
-        "first_at": first_at,
-        "changed_at": outcome.at,
-        "due_at": outcome.due_at,
-        "last_error": outcome.error,
-        "worker": outcome.worker,
-        "progress": outcome.progress,
-        "progress_text": outcome.progress_text,
-        "ordering_key": outcome.ordering_key,
-    }
+def _row(outcome: Outcome, first_at: datetime) -> tuple[Any, ...]:
+    return (
+        outcome.message_id,
+        outcome.consumer,
+        first_at,
+        outcome.type,
+        outcome.state,
+        outcome.redrive_item_id or None,
+        outcome.attempt,
+        outcome.at,
+        outcome.due_at,
+        outcome.error,
+        outcome.worker,
+        outcome.progress,
+        outcome.progress_text,
+        outcome.ordering_key,
+    )
 
 
 Columns = ReadOnlyColumnCollection[str, Any]
@@ -120,8 +125,7 @@ def _rank_of(row: Columns) -> ColumnElement[Any]:
     )
 
 
-def _upsert(insert: Any) -> Any:
-    statement = insert(deliveries)
+def _upsert(statement: Any) -> Any:
     old, new = deliveries.c, statement.excluded
     later = _rank_of(new) > _rank_of(old)
     earlier = new["first_at"] < old["first_at"]
@@ -133,4 +137,4 @@ def _upsert(insert: Any) -> Any:
     )
 
 
-_UPSERTS = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+_INSERTS = {"sqlite": sqlite.insert(deliveries), "postgresql": postgresql.insert(deliveries)}

@@ -23,7 +23,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.dlq import audit
 from ackline.dlq.rights import Actor
-from ackline.infra.among import among
+from ackline.infra.many import among
 from ackline.infra.tables import DeadLetterState, dead_letters, fingerprint_counts
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from sqlalchemy import Engine, delete, insert, select, text, update
 
-from ackline.infra.among import among
 from ackline.infra.database import reading, writing
+from ackline.infra.many import among
 from ackline.infra.tables import accepted, fingerprint_counts
 from ackline.infra.wire import now
 
