@@ -7,9 +7,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import httpx
 import pytest
@@ -79,7 +80,7 @@ def test_two_operators_and_a_bulk_run_reach_for_the_same_message_and_one_sends_i
             plan = redrives.plan(BULK, Selection(ids=(row_id,)), canary=False)
             gate, late = Barrier(3), 2 * POLL_SECONDS * chance.random()
 
-            asked = {
+            asked: dict[str, Future[Any]] = {
                 "ada": pool.submit(_reach, ada, row_id, gate, late),
                 "bob": pool.submit(_reach, bob, row_id, gate, late),
                 "bulk": pool.submit(_run, redrives, plan.id, gate),
