@@ -71,7 +71,9 @@ class _List(TypeDecorator[Collection[Any]]):
     cache_ok = True
 
     def process_bind_param(self, value: Collection[Any] | None, dialect: Dialect) -> str:
-        return json.dumps(value, default=_time_on_sqlite if dialect.name == "sqlite" else datetime.isoformat)
+        time = _time_on_sqlite if dialect.name == "sqlite" else datetime.isoformat
+        # What is no Unicode stays so, and the driver refuses it: written as an escape, SQLite would take it.
+        return json.dumps(value, ensure_ascii=False, default=time)
 
 
 def _time_on_sqlite(value: datetime) -> str:
