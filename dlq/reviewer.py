@@ -16,6 +16,7 @@ message, and kept it would come back for ever.
 
 from __future__ import annotations
 
+import gc
 import logging
 import threading
 import time
@@ -128,6 +129,9 @@ class Reviewer:
             self._finisher.start()
             for thread in self._beside:
                 thread.start()
+            # What is there now stays: else each full collection would go through it, and hold everybody up meanwhile.
+            gc.collect()
+            gc.freeze()
             ready()
             deadline = self._work()
         finally:
