@@ -38,7 +38,7 @@ from tests.waiting import until
 
 BILLING = ConsumerQueue("billing", ("order.placed",))
 #: What a reviewer gets to do before it is killed; another slice when the kill came too late to show anything.
-SLICE, MOST_SLICES = 1_000, 20
+SLICE, MOST_SLICES = 3_000, 10
 
 
 @contextmanager
