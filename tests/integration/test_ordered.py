@@ -228,6 +228,13 @@ def test_what_happens_to_a_tracked_message_is_reported(vhost: Vhost, publisher: 
     assert [report.routing_key for report in reports] == ["retried.billing", "handled.billing"]
 
 
+def held(placed: Placed, number: int, begun: threading.Event, ends: threading.Event) -> None:
+    """The message of that number sets *begun*, and is handled until *ends* is set."""
+    if placed.number == number:
+        begun.set()
+        assert ends.wait(PATIENCE)
+
+
 # --- coming and going -------------------------------------------------------------------------------------------------
 
 
@@ -235,12 +242,7 @@ def test_a_worker_that_stops_returns_what_it_holds_in_order(vhost: Vhost, publis
     seen, begun, ends = Seen(), threading.Event(), threading.Event()
 
     def bill(placed: Placed) -> None:
-        def does() -> None:
-            if placed.number == 1:
-                begun.set()
-                assert ends.wait(PATIENCE)
-
-        seen.handling(placed, does)
+        seen.handling(placed, lambda: held(placed, 1, begun, ends))
 
     with working(vhost.amqp_url, ordered(bill), grace_seconds=PATIENCE) as first:
         publish(publisher, *numbered("A", 300))
@@ -274,12 +276,7 @@ def test_a_handler_that_returns_after_its_shard_was_given_back_leaves_the_key_to
     monkeypatch.setattr(Shard, "voided", noted)
 
     def bill(placed: Placed) -> None:
-        def does() -> None:
-            if placed.number == 1:
-                begun.set()
-                assert ends.wait(PATIENCE)
-
-        seen.handling(placed, does)
+        seen.handling(placed, lambda: held(placed, 1, begun, ends))
 
     with working(vhost.amqp_url, ordered(bill), grace_seconds=PATIENCE) as first:
         publish(publisher, *numbered("A", 30))
@@ -297,12 +294,7 @@ def test_a_worker_that_waits_takes_over_in_order(vhost: Vhost, publisher: Publis
     seen, begun, ends = Seen(), threading.Event(), threading.Event()
 
     def bill(placed: Placed) -> None:
-        def does() -> None:
-            if placed.number == 3:
-                begun.set()
-                assert ends.wait(PATIENCE)
-
-        seen.handling(placed, does)
+        seen.handling(placed, lambda: held(placed, 3, begun, ends))
 
     one, other = ordered(bill), ordered(bill)
     with working(vhost.amqp_url, one, grace_seconds=PATIENCE) as first, working(vhost.amqp_url, other):
@@ -356,12 +348,7 @@ def test_a_pause_begins_nothing_and_keeps_the_order(vhost: Vhost, publisher: Pub
     seen, begun, ends = Seen(), threading.Event(), threading.Event()
 
     def bill(placed: Placed) -> None:
-        def does() -> None:
-            if placed.number == 1:
-                begun.set()
-                assert ends.wait(PATIENCE)
-
-        seen.handling(placed, does)
+        seen.handling(placed, lambda: held(placed, 1, begun, ends))
 
     with working(vhost.amqp_url, ordered(bill)) as worker:
         publish(publisher, *numbered("A", 30))
