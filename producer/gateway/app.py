@@ -18,7 +18,17 @@ from ackline.infra.hosts import is_loopback
 from ackline.infra.ready import ready
 from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
-from ackline.producer.gateway import batch, contracts, documentation, messages, metrics, problems, status, uploads
+from ackline.producer.gateway import (
+    batch,
+    contracts,
+    documentation,
+    files,
+    messages,
+    metrics,
+    problems,
+    status,
+    uploads,
+)
 from ackline.producer.gateway.acceptance import Acceptance
 from ackline.producer.gateway.direct import Direct
 from ackline.producer.gateway.idempotency import Idempotency
@@ -122,6 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(messages.router)
     app.include_router(batch.router)
     app.include_router(uploads.router)
+    app.include_router(files.router)
     app.include_router(contracts.router)
     app.include_router(status.router)
     app.get("/healthz", summary="The process is alive", include_in_schema=False)(healthz)
