@@ -118,7 +118,7 @@ def _separator(first: str, model: type[BaseModel]) -> str:
 
 def _cells(line: str, separator: str) -> list[str]:
     try:
-        return [cell.strip() for cell in next(csv.reader([line], strict=True, delimiter=separator), [])]
+        return [cell.strip() for cell in next(csv.reader([line], delimiter=separator), [])]
     except csv.Error as error:
         raise Reject(f"line 1 is no CSV: {error}") from None
 
