@@ -76,12 +76,14 @@ def test_every_command_of_the_page_prints_what_the_page_says(
             ) as entered:
                 for step in steps(PAGE):
                     entered.enter(step)
-            until(lambda: len(smtp_sink.mails()) == 3, what="the mails")
+            until(lambda: len(smtp_sink.mails()) == 5, what="the mails")
             assert "Traceback" not in gateway.log.read_text() + worker.log.read_text()
     assert {mail["To"]: mail["Subject"] for mail in smtp_sink.mails()} == {
         "ada@example.test": "Welcome, Ada",
         "eve@example.test": "Welcome, Eve",
+        "grace@example.test": "The text of your image",
         "kim@example.test": "Welcome, Kim",
+        "linus@example.test": "Your report: price-list.csv",
     }
     [away, again, negative] = billing.received
     assert json.loads(again.body) == {"order": "A-1", "total": 950}
