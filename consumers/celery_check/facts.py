@@ -8,6 +8,8 @@ from typing import Any
 from celery import Celery
 from kombu import Queue
 
+from ackline.infra.names import RESERVED_PREFIX
+
 #: Seconds after which RabbitMQ takes back what is not acked, unless broker or queue are configured otherwise.
 CONSUMER_TIMEOUT = 1800.0
 
@@ -40,6 +42,16 @@ def sent_by_celery(app: Celery) -> bool:
     return not type(app.amqp).__module__.startswith("ackline.")
 
 
+def taken_by_celery(app: Celery) -> bool:
+    """Whether Celery's worker takes its tasks; Ackline's holds few of them, and keeps one that runs for long."""
+    return not str(app.conf.worker_consumer).startswith("ackline.")
+
+
+def queues(app: Celery) -> list[Queue]:
+    """The queues that the app declares itself, without those of Ackline's topology."""
+    return [queue for queue in app.amqp.queues.values() if not queue.name.startswith(RESERVED_PREFIX)]
+
+
 def arguments(queue: Queue) -> Mapping[str, Any]:
     """The arguments with which the queue is declared."""
     shortcuts = {"x-expires": queue.expires, "x-message-ttl": queue.message_ttl, "x-max-length": queue.max_length}
@@ -52,8 +64,8 @@ def is_quorum(queue: Queue) -> bool:
 
 
 def quorum_queues(app: Celery) -> list[Queue]:
-    """Those of its queues that are declared as quorum queues."""
-    return [queue for queue in app.amqp.queues.values() if is_quorum(queue)]
+    """Those of them that are quorum queues."""
+    return [queue for queue in queues(app) if is_quorum(queue)]
 
 
 def holds_delayed(app: Celery, queue: Queue) -> bool:
@@ -71,7 +83,7 @@ def late_acks(app: Celery) -> bool:
 
 def consumer_timeout(app: Celery) -> float:
     """Seconds after which RabbitMQ takes back what is not acked: the longest of its queues."""
-    own = (arguments(queue).get("x-consumer-timeout") for queue in app.amqp.queues.values())
+    own = (arguments(queue).get("x-consumer-timeout") for queue in queues(app))
     return max((timeout / 1000 for timeout in own if timeout), default=CONSUMER_TIMEOUT)
 
 

@@ -11,7 +11,7 @@ from celery.app.utils import sanitize_url
 from kombu import Exchange, Queue
 from kombu.entity import maybe_delivery_mode
 
-from ackline.consumers.celery_check.facts import arguments, by_default, own_tasks
+from ackline.consumers.celery_check.facts import arguments, by_default, own_tasks, queues
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ def each_queue(argument: str, wrong: Callable[[Celery, Queue], bool], fix: str) 
     """An *argument* of a queue, or an attribute that kombu has for it; *fix* is what its declaration should say."""
 
     def look(app: Celery) -> Iterator[Fault]:
-        for queue in app.amqp.queues.values():
+        for queue in queues(app):
             if wrong(app, queue):
                 value = arguments(queue).get(argument, getattr(queue, argument, None))
                 yield Fault(argument, value, f"Queue({queue.name!r}, ..., {fix})", f"queue {queue.name}")

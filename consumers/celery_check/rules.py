@@ -15,8 +15,10 @@ from ackline.consumers.celery_check.facts import (
     holds_delayed,
     is_quorum,
     late_acks,
+    queues,
     quorum_queues,
     sent_by_celery,
+    taken_by_celery,
 )
 from ackline.consumers.celery_check.faults import (
     at_most_once,
@@ -138,7 +140,7 @@ RULES: tuple[Rule, ...] = (
         Severity.LOSES,
         "In a classic queue the task is in memory only, and gone when the broker restarts.",
         where(
-            lambda app: len(quorum_queues(app)) < len(app.amqp.queues),
+            lambda app: len(quorum_queues(app)) < len(queues(app)),
             both(
                 setting("task_default_delivery_mode", is_transient, 2),
                 each_queue(
@@ -289,20 +291,21 @@ RULES: tuple[Rule, ...] = (
         Severity.DUPLICATES,
         "Tasks wait unacked behind long ones; when that takes longer than consumer_timeout (30 min), RabbitMQ takes "
         "back all that this worker has not acked, and what ran there runs again.",
-        unlimited_prefetch,
+        where(taken_by_celery, unlimited_prefetch),
     ),
     Rule(
         "no time limit",
         Severity.DELAYS,
-        "A task that hangs holds its process until somebody restarts the worker.",
-        task_setting("task_time_limit", "time_limit", is_none, 600),
+        "A task that hangs holds its process for ever, and with late acks another one each time that RabbitMQ's "
+        "consumer_timeout (30 min) hands it to the next worker.",
+        where(taken_by_celery, task_setting("task_time_limit", "time_limit", is_none, 600)),
     ),
     Rule(
         "longer than consumer_timeout",
         Severity.DUPLICATES,
         "RabbitMQ takes back what is not acked within its consumer_timeout (30 min), so a task that takes as long as "
         "it may is delivered to another worker while it runs.",
-        where(late_acks, too_long),
+        where(lambda app: taken_by_celery(app) and late_acks(app), too_long),
     ),
     Rule(
         "quorum queues not detected",
@@ -317,7 +320,10 @@ RULES: tuple[Rule, ...] = (
         # worker/consumer/consumer.py, `on_connection_error_after_connected`
         "A task that runs when the connection is lost runs on, and can no longer be acked, while RabbitMQ has it run "
         "by another worker at the same time.",
-        where(late_acks, setting("worker_cancel_long_running_tasks_on_connection_loss", is_off, True)),
+        where(
+            lambda app: taken_by_celery(app) and late_acks(app),
+            setting("worker_cancel_long_running_tasks_on_connection_loss", is_off, True),
+        ),
     ),
     Rule(
         "queues refused",

@@ -61,9 +61,9 @@ def app(task: dict[str, Any] | None = None, **changed: Any) -> Celery:
     made = Celery("shop", set_as_current=False)
     made.conf.update(SAFE | changed)
 
-    @made.task(name="shop.charge", shared=False, **(task or {}))
     def charge() -> None: ...
 
+    made.task(name="shop.charge", shared=False, **(task or {}))(charge)
     made.finalize()
     return made
 
