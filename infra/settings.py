@@ -168,6 +168,21 @@ class Settings(BaseSettings):
         description="the broker's own consumer_timeout, which AMQP cannot ask for: a duration such as 30m, or seconds",
     )
 
+    job_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="processes that `ackline jobs` runs jobs in; else one for each processor",
+    )
+    job_consumer_timeout: Annotated[float, BeforeValidator(_seconds)] = Field(
+        default=86400.0,
+        gt=0,
+        description="how long a job may run before RabbitMQ 4.3 delivers it again; before 4.3 its own consumer_timeout",
+    )
+    results_url: str | None = Field(
+        default=None, description="Celery's URL of the results of jobs, such as redis://host:6379/0", repr=False
+    )
+
     approval_rules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
         default=(), description="what takes two people: a list of rules, as JSON in a variable (ackline.dlq.rules)"
     )

@@ -28,6 +28,7 @@ from ackline.infra.names import (
     RETURN,
     TRACKED,
     UNROUTED,
+    is_job_queue,
 )
 from ackline.infra.wire import KEY, SLOT, SLOTS
 
@@ -50,6 +51,8 @@ class TopologyNotPermitted(AcklineError):
 @dataclass(frozen=True, slots=True)
 class ConsumerQueue:
     """What the topology needs to know of a consumer: its name, and the message types that it takes.
+
+    A queue of jobs is one that takes what is published under its own name.
 
     shards: of an ordered consumer; 0 for one that is not.
     """
@@ -211,7 +214,8 @@ def _shards(consumer: ConsumerQueue, by_slot: Exchange, foreign: Exchange) -> It
 def _check_names(consumers: Iterable[ConsumerQueue]) -> None:
     owners: dict[str, str] = {}
     for consumer in consumers:
-        check_consumer_name(consumer.name)
+        if not is_job_queue(consumer.name):
+            check_consumer_name(consumer.name)
         for queue in consumer.queues:
             other = owners.setdefault(queue, consumer.name)
             if other != consumer.name:

@@ -1,0 +1,20 @@
+"""The queues of the application's jobs, for the topology. Brings Celery only where the application does."""
+
+from __future__ import annotations
+
+import sys
+
+from ackline.infra.app import load_app
+from ackline.infra.settings import Settings
+from ackline.infra.topology import ConsumerQueue
+
+
+def queues(settings: Settings) -> list[ConsumerQueue]:
+    """What the topology needs to know of the queues of jobs; none where the application has no jobs."""
+    load_app(settings.app)
+    if "ackline.consumers.jobs.app" not in sys.modules:
+        return []
+    from ackline.consumers.jobs.app import app
+    from ackline.consumers.jobs.queues import has_jobs, topology
+
+    return topology(app) if has_jobs(app) else []

@@ -1,0 +1,49 @@
+"""The queues of jobs: `ackline.jobs`, and one `ackline.jobs.<name>` for each `@job(queue="<name>")`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.app.amqp import Queues
+from kombu import Exchange, Queue
+
+from ackline.infra.names import JOBS, MESSAGES, job_queue
+from ackline.infra.topology import ConsumerQueue
+
+
+def described(name: str | None) -> Queue:
+    """The queue of that name as Celery sees it. Celery never declares it: the topology does."""
+    queue = job_queue(name)
+    exchange = Exchange(MESSAGES, "topic", no_declare=True)
+    return Queue(queue, exchange, routing_key=queue, alias=name, no_declare=True)
+
+
+def names(app: Any) -> list[str]:
+    """The names that the jobs of *app* give to their queues. Evaluates all that is declared."""
+    app.finalize()
+    return sorted({task.queue for task in app.tasks.values() if getattr(task, "queue", None) not in (None, JOBS)})
+
+
+def has_jobs(app: Any) -> bool:
+    """Whether *app* has any but Celery's own."""
+    app.finalize()
+    return not all(name.startswith("celery.") for name in app.tasks)
+
+
+def topology(app: Any) -> list[ConsumerQueue]:
+    """What the topology needs to know of the queues of *app*."""
+    queues = [JOBS, *map(job_queue, names(app))]
+    return [ConsumerQueue(queue, (queue,)) for queue in queues]
+
+
+class JobQueues(Queues):  # type: ignore[misc]
+    """The queues that there are; a job that is declared later brings its own. No other name is taken for one."""
+
+    def __init__(self, app: Any) -> None:
+        super().__init__([described(None)], create_missing=False)
+        self._app = app
+
+    def __missing__(self, name: str) -> Queue:
+        if name not in names(self._app):
+            raise KeyError(name)
+        return self.select_add(described(name))
