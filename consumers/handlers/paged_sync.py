@@ -114,7 +114,7 @@ def syncs(
         place: _Place | None = begun
         try:
             while place is not None and not place.is_finished:
-                if ctx.stopping or time.monotonic() > until:
+                if ctx.stopping or (place != begun and time.monotonic() >= until):
                     raise Park("1s", "goes on in another slice")
                 page = await fetch(place.cursor)
                 if page.next is not None and page.next == place.cursor:
@@ -157,10 +157,13 @@ class _Places:
 
     @cached_property
     def _engine(self) -> Engine:
+        from sqlalchemy import NullPool
+
         from ackline.infra import database
         from ackline.infra.tables import create_missing
 
-        engine = database.connect(self._url or settings().inbox_database)
+        # A connection for each page costs little beside the page, and none is held while a sync waits, or is over.
+        engine = database.connect(self._url or settings().inbox_database, poolclass=NullPool)
         create_missing(engine, self._table.metadata)
         return engine
 

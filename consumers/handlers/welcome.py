@@ -6,7 +6,9 @@ Whatever else follows from a registration is another consumer of the same messag
 
 from __future__ import annotations
 
-from pydantic import BaseModel
+from typing import Annotated
+
+from pydantic import BaseModel, Field
 
 from ackline.consumers import Context, consumer
 from ackline.consumers.handlers.email import Address, Line, SendEmail
@@ -18,7 +20,7 @@ class UserRegistered(BaseModel):
     """Somebody has registered. What this handler does not know is left to others."""
 
     user_id: str
-    name: Line
+    name: Annotated[Line, Field(max_length=200)]
     email: Address
 
 
