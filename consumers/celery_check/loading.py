@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import celery
@@ -13,18 +14,19 @@ import kombu
 from celery import Celery
 from celery.app.utils import find_app
 
-from ackline.infra.errors import ConfigurationError
+from ackline.infra.errors import AcklineError, ConfigurationError
 
 
 class AppNotLoaded(ConfigurationError):
     """There is no Celery app of that name, or its code fails."""
 
 
-def load(name: str) -> Celery:
+def load(name: str, configured: Callable[[Celery], object] | None = None) -> Celery:
     """The Celery app that *name* says: a module, or `module:attribute`. The working folder is searched first.
 
     Its configuration is read and its task modules are imported, as a worker does. What they print goes to standard
-    error. Raises `AppNotLoaded`, which says in a sentence what is wrong and where.
+    error. configured: called with the app between the two, before any task has taken over what is configured.
+    Raises `AppNotLoaded`, which says in a sentence what is wrong and where.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")  # before the search for the app, so that tasks which it imports later are found as well
@@ -33,10 +35,12 @@ def load(name: str) -> Celery:
             found = find_app(name)
             if not isinstance(found, Celery):
                 raise AppNotLoaded(f"{name} is no Celery app, but of type {type(found).__name__}. {_HOW}")
+            found.conf.finalize()
+            if configured is not None:
+                configured(found)
             found.loader.import_default_modules()
             found.finalize()
-            found.conf.finalize()
-        except AppNotLoaded:
+        except AcklineError:
             raise
         except (Exception, SystemExit) as error:  # whatever somebody's module raises while it is imported
             raise AppNotLoaded(_said(name, error)) from None

@@ -102,7 +102,7 @@ def assignment(name: str, right: Any) -> str:
 def shown(value: Any) -> str:
     """*value* as Python writes it, in one short line, without a password."""
     if isinstance(value, (list, tuple)):
-        value = [sanitize_url(item) for item in value]
+        value = [sanitize_url(item) for item in value]  # a tuple is as good as a list
     written = str(value) if isinstance(value, Exchange) else repr(sanitize_url(value))
     return written if len(written) <= 80 else f"{written[:79]}…"
 

@@ -16,7 +16,8 @@ groups, chords, `self.retry`, `shared_task` and `AsyncResult` are Celery's own. 
 - deliveries come by Ackline's own connection (`taking`); Celery's carries remote control and events only.
 """
 
+from ackline.consumers.jobs.adoption import adopt
 from ackline.consumers.jobs.app import app
-from ackline.consumers.jobs.job import job
+from ackline.consumers.jobs.job import Job, job
 
-__all__ = ["app", "job"]
+__all__ = ["Job", "adopt", "app", "job"]

@@ -21,7 +21,9 @@ def described(name: str | None) -> Queue:
 def names(app: Any) -> list[str]:
     """The names that the jobs of *app* give to their queues. Evaluates all that is declared."""
     app.finalize()
-    return sorted({task.queue for task in app.tasks.values() if getattr(task, "queue", None) not in (None, JOBS)})
+    adopted = {queue.alias for queue in app.conf.task_queues or () if queue.name != JOBS}
+    named = {task.queue for task in app.tasks.values() if getattr(task, "queue", None) not in (None, JOBS)}
+    return sorted(adopted | named)
 
 
 def has_jobs(app: Any) -> bool:
@@ -40,7 +42,7 @@ class JobQueues(Queues):  # type: ignore[misc]
     """The queues that there are; a job that is declared later brings its own. No other name is taken for one."""
 
     def __init__(self, app: Any) -> None:
-        super().__init__([described(None)], create_missing=False)
+        super().__init__(app.conf.task_queues or [described(None)], create_missing=False)
         self._app = app
 
     def __missing__(self, name: str) -> Queue:

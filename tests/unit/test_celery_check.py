@@ -17,6 +17,8 @@ from celery.schedules import crontab
 from kombu import Exchange, Queue
 
 from ackline.consumers.celery_check import RULES, AppNotLoaded, Finding, Severity, check, load
+from ackline.consumers.jobs import adopt
+from ackline.infra.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 
@@ -311,12 +313,12 @@ APPS: dict[str, set[str | tuple[str, str]]] = {
 }
 
 
-def command(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """`ackline celery check` in a process of its own, as an app belongs to its process."""
+def command(name: str, *arguments: str, folder: Path = ROOT, **more: str) -> subprocess.CompletedProcess[str]:
+    """`ackline celery` in a process of its own, as an app belongs to its process."""
     return subprocess.run(
-        [sys.executable, "-m", "ackline.infra", "celery", "check", *arguments],
+        [sys.executable, "-m", "ackline.infra", "celery", name, *arguments],
         cwd=folder,
-        env=os.environ | {"COLUMNS": "120"},
+        env=os.environ | {"COLUMNS": "120"} | more,
         capture_output=True,
         text=True,
         timeout=120,
@@ -326,7 +328,7 @@ def command(*arguments: str, folder: Path = ROOT) -> subprocess.CompletedProcess
 
 @pytest.mark.parametrize("name", APPS)
 def test_an_app_as_in_a_tutorial_is_told_exactly_its_faults(name: str) -> None:
-    ran = command(f"tests.celery_apps.{name}", "--json")
+    ran = command("check", f"tests.celery_apps.{name}", "--json")
     told = [Finding(**json.loads(line)) for line in ran.stdout.splitlines()]
     assert {(finding.rule, finding.place) if finding.place else finding.rule for finding in told} == APPS[name]
     assert len(told) == len(APPS[name])
@@ -335,7 +337,7 @@ def test_an_app_as_in_a_tutorial_is_told_exactly_its_faults(name: str) -> None:
 
 
 def test_a_person_reads_setting_sentence_and_fix() -> None:
-    ran = command("tests.celery_apps.early_acks:app")
+    ran = command("check", "tests.celery_apps.early_acks:app")
     early = (
         "loses       task_acks_late = False\n"
         "            The task is acked when it begins: if its worker is killed, it is gone half done.\n"
@@ -343,6 +345,101 @@ def test_a_person_reads_setting_sentence_and_fix() -> None:
     )
     assert ran.stdout.startswith(early)
     assert ran.stderr == "tests.celery_apps.early_acks:app: 6 findings: 4 can lose, 2 can duplicate.\n"
+
+
+def test_the_app_of_jobs_is_told_nothing() -> None:
+    ran = command("check", "ackline.consumers.jobs:app", ACKLINE_AMQP_URL="amqp://localhost//")
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stdout + ran.stderr
+
+
+# ---- Adopting
+
+
+@pytest.mark.parametrize(
+    ("settings", "left"),
+    [
+        ({}, set()),
+        ({"broker_url": "redis://localhost"}, {"not RabbitMQ", "visibility timeout"}),
+        ({"task_serializer": "pickle", "accept_content": ["pickle"], "result_serializer": "pickle"}, set()),
+        ({"task_default_queue_type": "quorum", "task_queues": queue()}, set()),
+        ({"result_backend": "rpc://", "beat_schedule": HOURLY}, {"results by rpc", "two beats"}),
+        ({"task_always_eager": True}, {"no broker"}),
+    ],
+)
+def test_what_adopting_leaves_is_told(settings: dict[str, Any], left: set[str]) -> None:
+    plain = Celery("plain", set_as_current=False)
+    plain.conf.update(settings)
+    adopt(plain)
+    assert {rule for rule, _ in found(plain)} == left
+
+
+def test_an_app_can_be_adopted_before_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = adopt(Celery("plain", set_as_current=False))
+    assert not plain.configured
+    plain.config_from_object({"task_acks_late": False, "task_routes": {"a": "video"}, "timezone": "Asia/Shanghai"})
+    assert plain.conf.task_acks_late is True
+    assert plain.conf.timezone == "Asia/Shanghai"
+    assert {queue.name for queue in plain.amqp.queues.values()} == {"ackline.jobs", "ackline.jobs.video"}
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [
+        {"shop.*": {"queue": "video"}},
+        {"shop.*": "video"},
+        [{"shop.other": "celery"}, {"shop.*": {"queue": Queue("video")}}],
+        ([("shop.*", {"queue": "video"})],),
+        [lambda *_, **__: None, {"shop.*": "video"}],
+    ],
+)
+def test_the_queues_of_routes_are_adopted(routes: Any) -> None:
+    plain = Celery("plain", set_as_current=False)
+    plain.conf.task_routes = routes
+    adopt(plain)
+    assert plain.amqp.queues["video"].name == "ackline.jobs.video"
+    assert plain.amqp.queues["celery"].name == "ackline.jobs"
+    assert len(plain.amqp.queues) == 2
+
+
+def test_an_app_that_is_in_use_is_not_adopted() -> None:
+    with pytest.raises(ConfigurationError, match="too late"):
+        adopt(app())
+
+
+def test_adopting_leaves_the_app_the_current_one() -> None:
+    lines = (
+        "from celery import Celery, current_app",
+        "app = Celery('shop', broker='amqp://')",
+        "from ackline.consumers.jobs import adopt",
+        "adopt(app)",
+        "assert current_app.main == 'shop', current_app",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines)], cwd=ROOT, check=True, timeout=120)
+
+
+def test_the_command_prints_the_two_lines_what_they_change_and_what_is_left() -> None:
+    ran = command("adopt", "tests.celery_apps.early_acks")
+    file = ROOT / "tests" / "celery_apps" / "early_acks.py"
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith(
+        f"In {file}, below the configuration of `app`:\n\n"
+        "    from ackline.consumers.jobs import adopt\n"
+        "    adopt(app)\n\n"
+        "They change:\n\n"
+    )
+    words = [line.split() for line in ran.stdout.splitlines()]
+    assert ["task_acks_late", "False", "->", "True"] in words
+    assert ["queue", "billing", "->", "ackline.jobs"] in words
+    assert not any(line[:1] == ["task_create_missing_queues"] for line in words)  # it was right
+    assert "leave a worker of the release before" in ran.stdout.lower()
+    assert [line.split()[0] for line in ran.stdout.splitlines() if " = " in line] == ["duplicates"]
+
+
+def test_the_command_tells_of_an_app_that_is_adopted() -> None:
+    ran = command("adopt", "tests.celery_apps.adopted", SHOP_BROKER="amqp://localhost//")
+    assert ran.stdout == (
+        "tests.celery_apps.adopted is adopted. `ackline celery check tests.celery_apps.adopted` tells what is left.\n"
+    )
 
 
 # ---- Loading
@@ -416,7 +513,7 @@ def test_an_app_that_is_not_there_is_told_as_that(name: str) -> None:
 
 def test_the_command_tells_what_it_cannot_load_and_ends_with_2(written: Callable[[str], str]) -> None:
     name = written("print('hello')\n1 / 0\n")
-    ran = command(name, "--json", folder=Path.cwd())
+    ran = command("check", name, "--json", folder=Path.cwd())
     assert (ran.returncode, ran.stdout) == (2, "")
     assert "ZeroDivisionError" in ran.stderr
     assert "Traceback" not in ran.stderr
@@ -426,6 +523,6 @@ def test_the_command_ends_with_0_where_nothing_is_found(written: Callable[[str],
     settings = {name: value for name, value in SAFE.items() if name != "task_queues"}
     queues = f"[Queue('shop', Exchange('shop', 'topic'), routing_key='shop', queue_arguments={SAFE_ARGUMENTS!r})]"
     name = written(f"from kombu import Exchange, Queue\n{MAKE}made.conf.update({settings!r}, task_queues={queues})\n")
-    ran = command(name, folder=Path.cwd())
+    ran = command("check", name, folder=Path.cwd())
     assert (ran.returncode, ran.stdout) == (0, "")
     assert ran.stderr == f"{name}: nothing found that can lose, duplicate or hold up a task.\n"
