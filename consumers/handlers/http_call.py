@@ -23,7 +23,7 @@ from ackline.producer import message
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
 #: A segment that leads out of the path which the application gave the service.
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|$)", re.IGNORECASE)
-#: Nine tries within half an hour, beside the time that the circuit is open.
+#: Nine tries in a quarter of an hour, beside the time that the circuit is open.
 _RETRY = exponential(attempts=9, first="1s", cap="15m", jitter=True)
 
 
@@ -60,8 +60,8 @@ def calls(
     message: where the service takes it, a request that is repeated has its effect once.
 
     service: letters, digits, `_` and `-`. url: what paths are appended to. headers: of every request, such as
-    `Authorization`. seconds: for all of a call. retry: nine tries within half an hour by default. rate: requests that
-    are begun at most, such as "50/s".
+    `Authorization`. seconds: for all of a call. retry: nine tries in a quarter of an hour by default. rate: requests
+    that are begun at most, such as "50/s".
 
     While the service is `Unavailable` nothing is taken from the queue, and no attempt is counted (`Breaker`).
     Raises `ConfigurationError` for what is no address, or a name that is taken.

@@ -89,7 +89,7 @@ async def request(
     """
     import httpx
 
-    host = urlsplit(url).netloc
+    host = host_of(url)
     try:
         async with (
             asyncio.timeout(seconds),
@@ -128,6 +128,11 @@ def checked_address(url: str) -> str:
             f"{url!r} is no address of a service: it reads https://host[:port][/path], without ? and #."
         )
     return url.rstrip("/")
+
+
+def host_of(url: str) -> str:
+    """Whom a reason names: host and port of *url*, without the password that may stand before them."""
+    return urlsplit(url).netloc.rpartition("@")[2]
 
 
 @lru_cache(maxsize=1)

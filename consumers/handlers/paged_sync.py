@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from ackline.consumers import Context, Park, Reject, RetryLater, RetryPolicy, consumer, exponential
-from ackline.consumers.handlers.http_request import SECONDS, checked_address, request
+from ackline.consumers.handlers.http_request import SECONDS, checked_address, host_of, request
 from ackline.infra.settings import settings
 from ackline.infra.wire import uuid7
 from ackline.producer import message
@@ -85,7 +85,7 @@ def pages(url: str, *, headers: Mapping[str, str] | None = None, limit: int = 50
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, fault["loc"]))
-            raise Reject(f"{address} answered what is no page: {where}: {fault['msg']}") from None
+            raise Reject(f"{host_of(address)} answered what is no page: {where}: {fault['msg']}") from None
 
     return fetch
 

@@ -175,6 +175,14 @@ def test_a_foreign_id_cannot_end_its_header_and_a_message_without_one_has_no_key
     assert "Idempotency-Key" not in second
 
 
+def test_a_password_of_the_address_is_sent_and_is_in_no_reason() -> None:
+    with Receiver(lambda request: Answering(403)) as service:
+        contract = calls("service", f"http://ada:s3cr3t@{LOOPBACK}:{service.port}")
+        decision = run(registered()["call-service"], contract(path="/")).decision
+    assert decision == Reject(f"{LOOPBACK}:{service.port} answered 403 Forbidden")
+    assert service.received[0].headers["Authorization"].startswith("Basic ")
+
+
 def test_other_methods_and_no_body() -> None:
     with Receiver() as service:
         assert called(service.port, call={"method": "PUT", "path": "/"}).decision == Ack()
