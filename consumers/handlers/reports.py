@@ -101,12 +101,21 @@ def make_report(wanted: ReportRequested, ctx: Context) -> None:
     """Keep the report as a file of the message that asked for it, and mail a link to it."""
     configured = settings()
     id_ = ctx.id or uuid7()
-    name = f"{wanted.report}.{wanted.format}"
-    with written(configured, wanted) as file:
-        keep_file(configured, id_, name, file)
+    name = keep_report(configured, id_, wanted)
     if wanted.mail_to is not None:
         body = f"It is ready for {configured.link_days:g} days:\n\n{link(configured, id_, name)}\n"
         ctx.publish(SendEmail(to=wanted.mail_to, subject=f"Your report: {name}", body=body))
+
+
+def keep_report(configured: Settings, of: str, wanted: ReportRequested) -> str:
+    """Keep the report as a file of the message or job whose id is *of*. Returns the file's name.
+
+    Raises `Reject` for what is no report, `DatabaseUnavailable`, `StorageUnavailable`.
+    """
+    name = f"{wanted.report}.{wanted.format}"
+    with written(configured, wanted) as file:
+        keep_file(configured, of, name, file)
+    return name
 
 
 @contextmanager
@@ -118,8 +127,7 @@ def written(configured: Settings, wanted: ReportRequested) -> Iterator[IO[bytes]
     try:
         query = found.query(found.parameters.model_validate(wanted.parameters))
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise Reject(f"the parameters are none of {found.name}: {wrong}") from None
+        raise Reject(f"the parameters are none of {found.name}: {faults(error)}") from None
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
         with _result(found.database_url or configured.inbox_database, query) as result:
             heads = list(result.keys())
@@ -129,6 +137,11 @@ def written(configured: Settings, wanted: ReportRequested) -> Iterator[IO[bytes]
                 write_pdf(file, found.name, heads, result, configured.report_font)
         file.seek(0)
         yield file
+
+
+def faults(error: ValidationError) -> str:
+    """What does not fit, field by field."""
+    return "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import httpx
 import pytest
@@ -18,9 +18,11 @@ from sqlalchemy import create_engine, text
 from ackline.infra.names import DEAD, OUTCOMES, RETURN
 from ackline.infra.settings import Settings
 from ackline.infra.wire import REASON, TRACK
+from ackline.producer.files import NoSuchFile, open_file
 from tests import documented
 from tests.amqp import Client, Taken
 from tests.doors import gateway
+from tests.jobs import Sending
 from tests.mail import MailSink
 from tests.roles import RoleProcess, role, run
 from tests.waiting import until
@@ -179,6 +181,34 @@ def test_a_file_that_is_delivered_twice_is_loaded_once_and_a_wrong_one_not_at_al
         until(both_are_handled, what="the reports")
     assert client.take(DEAD) is None, "the table would have refused the rows a second time"
     assert skus(url) == ["A-1", "A-2"]
+
+
+def test_a_report_is_made_by_a_job_and_what_is_none_is_in_review(
+    shop: tuple[Settings, dict[str, str], str], client: Client, tmp_path: Path
+) -> None:
+    settings, variables, _ = shop
+    settings = settings.model_copy(update={"app": ("ackline.consumers.handlers.report_job", "price_list")})
+    sending = Sending(settings, tmp_path / "notes")
+    try:
+        with role(settings, "jobs", "--concurrency", "1", **variables):
+            asked = {"report": "price-list", "format": "csv", "parameters": {"than_cents": 300}}
+            id_ = sending.send("report.make", kwargs=asked)
+            with until(lambda: kept(settings, id_, "price-list.csv"), what="the file") as file:
+                assert file.read() == b"\xef\xbb\xbfsku,name,cents\r\n"
+            sending.send("report.make", kwargs=asked | {"format": "docx"})
+            assert dead(client).headers[REASON].startswith("the arguments are none of report.make: format: ")
+            sending.send("report.make", kwargs=asked | {"report": "none"})
+            assert dead(client).headers[REASON] == "there is no report 'none'; there are: price-list"
+    finally:
+        sending.close()
+
+
+def kept(settings: Settings, of: str, name: str) -> BinaryIO | None:
+    """A file in the storage, if it is there."""
+    try:
+        return open_file(settings, of, name)
+    except NoSuchFile:
+        return None
 
 
 def test_a_report_is_opened_by_the_link_in_the_mail_where_keys_are_wanted(
