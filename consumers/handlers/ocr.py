@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ackline.consumers import Batch, Context, consumer
 from ackline.consumers.handlers import images
-from ackline.consumers.handlers.email import SendEmail
+from ackline.consumers.handlers.email import Address, SendEmail
 from ackline.infra.settings import Settings, settings
 from ackline.producer import message
 from ackline.producer.files import keep_file, link
@@ -35,10 +35,10 @@ class OcrRequested(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     upload_id: str = Field(description="as `POST /v1/uploads` answered")
-    mail_to: str | None = Field(default=None, max_length=254, description="address that gets the text and a link to it")
+    mail_to: Address | None = Field(default=None, description="address that gets the text and a link to it")
 
 
-@consumer("ocr", batch=Batch(size=8, linger="100ms"))
+@consumer("ocr", batch=Batch(size=8, linger="100ms"), time_limit="10m")
 def read_texts(requests: list[OcrRequested], contexts: list[Context]) -> list[Exception | None]:
     """Keep the text of each image as `text.txt` of its upload, and mail it to who wants it."""
     return [_outcome(request, ctx) for request, ctx in zip(requests, contexts, strict=True)]

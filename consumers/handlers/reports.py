@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from sqlalchemy import CursorResult, Select
 
 from ackline.consumers import Context, Reject, consumer
-from ackline.consumers.handlers.email import SendEmail
+from ackline.consumers.handlers.email import Address, SendEmail
 from ackline.infra import database
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.settings import Settings, settings
@@ -54,7 +54,7 @@ class ReportRequested(BaseModel):
     report: str = Field(max_length=80, description="which one")
     format: Literal["pdf", "csv"] = "pdf"
     parameters: dict[str, JsonValue] = Field(default_factory=dict, description="of that report")
-    mail_to: str | None = Field(default=None, max_length=254, description="address that gets a link to it")
+    mail_to: Address | None = Field(default=None, description="address that gets a link to it")
 
 
 @dataclass(frozen=True, slots=True)
