@@ -24,7 +24,7 @@ class UserRegistered(BaseModel):
     email: Address
 
 
-@consumer("welcome")
+@consumer("welcome-mail")
 def welcome(user: UserRegistered, ctx: Context) -> None:
     """Have the mail sent. A repeated delivery has the same mail sent, under the same id."""
     body = f"Hello {user.name},\n\nyour account is ready. It is good to have you here.\n"
