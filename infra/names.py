@@ -66,6 +66,9 @@ def retry_tier(delay: float) -> tuple[str, int]:
 
 
 def tier_within(delay: float) -> str:
-    """The longest tier that is over within *delay* seconds, else the shortest: for what may be late but never early."""
-    within = [name for name, seconds in RETRY_TIERS if seconds <= delay]
+    """The longest tier that is over in *delay* seconds, or half a second later; else the shortest.
+
+    For what is parked again until it is due, and so is never early and at most about a second late.
+    """
+    within = [name for name, seconds in RETRY_TIERS if seconds <= delay + 0.5]
     return within[-1] if within else RETRY_TIERS[0][0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
@@ -16,7 +16,7 @@ from ackline.consumers.jobs.job import Job, keep_to_policy
 from ackline.consumers.jobs.publishing import Sender
 from ackline.consumers.jobs.queues import JobQueues
 from ackline.infra.names import JOBS
-from ackline.infra.settings import settings
+from ackline.infra.settings import Settings, settings
 
 #: What Celery must be told so that nothing is acked away, and nothing runs that nobody asked for. Why each one is
 #: needed was tried out on RabbitMQ 4.3 and 3.10.
@@ -91,6 +91,8 @@ class Jobs(Celery):  # type: ignore[misc]
             fun = _synchronous(fun)
         if "retry" in more:
             more["retry_policy"] = more.pop("retry")
+        if "queue" in more:  # Celery has done away with that attribute
+            more["job_queue"] = more.pop("queue")
         task = super()._task_from_fun(fun, name=name, base=base, bind=bind, **more)
         keep_to_policy(task)
         return task
@@ -106,10 +108,22 @@ def _synchronous(function: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-def _configured() -> dict[str, Any]:
-    found = settings()
-    return SETTINGS | {"broker_url": found.broker, "result_backend": found.results_url or "disabled://"}
+def route(
+    name: str, args: Any, kwargs: Any, options: Mapping[str, Any], task: Any = None, **_: Any
+) -> dict[str, Any] | None:
+    """To the queue that the job names, for Celery's router."""
+    queue = getattr(task, "job_queue", None)
+    return None if queue is None else {"queue": queue}
+
+
+def configuration(configured: Settings) -> dict[str, Any]:
+    """The settings of a `Jobs` app. Raises `ConfigurationError` when no broker is configured."""
+    return SETTINGS | {
+        "broker_url": configured.broker,
+        "result_backend": configured.results_url or "disabled://",
+        "task_routes": (route,),
+    }
 
 
 app = Jobs("ackline")
-app.add_defaults(_configured)
+app.add_defaults(lambda: configuration(settings()))

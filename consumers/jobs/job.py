@@ -24,12 +24,14 @@ class Job(Task):  # type: ignore[misc]
     """A Celery task that keeps to a retry policy.
 
     retry_policy: what becomes of it when it raises; None: it goes to review at once, unless it raises `RetryLater`, or
-    has Celery's own `autoretry_for`. track: whether its deliveries are accounted for by id.
+    has Celery's own `autoretry_for`. job_queue: the name of its queue; None: `ackline.jobs`. track: whether its
+    deliveries are accounted for by id.
     """
 
     abstract = True
     Request = "ackline.consumers.jobs.request:JobRequest"
     retry_policy: RetryPolicy | None = None
+    job_queue: str | None = None
     track = False
 
 

@@ -57,6 +57,8 @@ class JobMessage(Message):  # type: ignore[misc]
                 raise InvalidBody(f"it is no job: its headers lack {name!r}, which Celery's protocol 2 wants")
         if self.content_type != _CONTENT_TYPE:
             raise InvalidBody(f"its body is {self.content_type or 'of no known type'}, and a job is {_CONTENT_TYPE}")
+        if self.errors:
+            raise InvalidBody(f"its body cannot be unpacked: {self.errors[0][1]}")
         try:
             args, kwargs, embed = self.payload
             whole = isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)

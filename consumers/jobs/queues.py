@@ -21,9 +21,9 @@ def described(name: str | None) -> Queue:
 def names(app: Any) -> list[str]:
     """The names that the jobs of *app* give to their queues. Evaluates all that is declared."""
     app.finalize()
-    adopted = {queue.alias for queue in app.conf.task_queues or () if queue.name != JOBS}
-    named = {task.queue for task in app.tasks.values() if getattr(task, "queue", None) not in (None, JOBS)}
-    return sorted(adopted | named)
+    adopted = {str(queue.alias) for queue in app.conf.task_queues or () if queue.name != JOBS}
+    named = {getattr(task, "job_queue", None) or getattr(task, "queue", None) for task in app.tasks.values()}
+    return sorted(adopted | (named - {None, JOBS}))
 
 
 def has_jobs(app: Any) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import exceptions as celery_exceptions
+from celery.utils.serialization import get_pickled_exception
 from celery.worker.request import Request
 
 from ackline.consumers.handling import HANDLED, Settlement, nameable
@@ -108,4 +109,4 @@ class JobRequest(Request):  # type: ignore[misc]
 def _raised(exc_info: Any) -> Any:
     """What was raised, out of how it came from another process."""
     error = exc_info.exception
-    return error.exc if isinstance(error, ExceptionWithTraceback) else error
+    return get_pickled_exception(error.exc if isinstance(error, ExceptionWithTraceback) else error)
