@@ -101,8 +101,8 @@ def _where(name: str, app: Celery) -> tuple[str, str]:
 #: A queue keeps its kind and its arguments for life: RabbitMQ refuses to declare it otherwise.
 _DRAIN = """\
 - No queue can become another kind of queue, so there are new ones. What waits in the old ones stays there: {queues}.
-  Release the two lines to all that send tasks, and to workers. Leave a worker of the release before running until the
-  old queues are empty, unacked tasks included; then stop it and delete them.
+  Release the two lines to workers first, which create the new queues, then to all that send tasks. Leave a worker of
+  the release before running until the old queues are empty, unacked tasks included; then stop it and delete them.
 - Have `ackline reviewer` and `ackline desk` run: there you see what failed, and send it again. Countdowns of more than
   an hour wait in a database (ACKLINE_DATABASE_URL), and `ackline relay` sends them.
 """

@@ -7,12 +7,14 @@ them, and what fails is in review with its traceback.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 from celery import Celery, signals
-from kombu import Queue
+from kombu import Connection, Queue
 
+from ackline.consumers.celery_check.facts import on_rabbitmq
 from ackline.consumers.jobs.app import SETTINGS, JobAMQP
 from ackline.consumers.jobs.job import Job
 from ackline.consumers.jobs.queues import described
@@ -41,7 +43,8 @@ def adopt(app: Celery) -> Celery:
     `ackline.jobs`, and any other `video` is `ackline.jobs.video`; in the app, and for `celery worker -Q`, they keep
     their names. What waits in the former queues stays there: "Coming from plain Celery" in docs/celery.md.
 
-    Raises `ConfigurationError` when tasks have taken over their settings already.
+    Raises `ConfigurationError` when tasks have taken over their settings already, and when Ackline cannot use the
+    address of its broker.
     """
     if app.finalized:
         raise ConfigurationError("adopt(app) comes too late, for the app is in use: call it right below its settings.")
@@ -52,7 +55,15 @@ def adopt(app: Celery) -> Celery:
         former, default = names(app), app.conf.task_default_queue
         options = {**(app.conf.broker_transport_options or {}), **ADOPTED["broker_transport_options"]}
         queues = [_renamed(None, default), *(_renamed(name, name) for name in former if name != default)]
-        app.conf.update(ADOPTED | {"broker_transport_options": options, "task_queues": queues})
+        addresses = (
+            {}
+            if not on_rabbitmq(app)
+            else {
+                "broker_read_url": _address(app, app.connection_for_read()),
+                "broker_write_url": _address(app, app.connection_for_write()),
+            }
+        )
+        app.conf.update(ADOPTED | addresses | {"broker_transport_options": options, "task_queues": queues})
         app.amqp_cls = JobAMQP
         vars(app).pop("amqp", None)
 
@@ -62,17 +73,35 @@ def adopt(app: Celery) -> Celery:
             for task in app.tasks.values():
                 task.Request = Job.Request
 
-    if app.configured:
-        configure()
-    else:
-        app.on_after_configure.connect(configure, weak=False)
+    app.conf.finalize()
+    configure()
+    app.on_after_configure.connect(configure, weak=False)  # should it be configured anew
     signals.celeryd_after_setup.connect(receive, weak=False)
     return app
 
 
 def names(app: Celery) -> list[str]:
     """The queues that *app* has by its settings, and those that its routes name."""
-    return sorted({*app.amqp.queues, *_routed(app.conf.task_routes)})
+    declared = app.conf.task_queues or [app.conf.task_default_queue]
+    return sorted({*map(_name, declared), *_routed(app.conf.task_routes)})
+
+
+def _address(app: Celery, connection: Connection) -> str:
+    """The address as every client understands it: with kombu's `pyamqp://host//` others see no vhost."""
+    if len(connection.alt) > 1:
+        raise ConfigurationError(
+            "This app names several brokers, and Ackline connects to one address: name that of a load balancer before "
+            "them, or a DNS name that they share."
+        )
+    if isinstance(app.conf.broker_use_ssl, Mapping):
+        raise ConfigurationError(
+            "This app gives certificates by `broker_use_ssl`. Ackline takes the system's, or those of the file that "
+            "SSL_CERT_FILE names: set `broker_use_ssl = True`."
+        )
+    told = connection.info()  # with what is left out of an address
+    scheme = "amqps" if told["ssl"] else "amqp"
+    user, password, vhost = (quote(told[part], safe="") for part in ("userid", "password", "virtual_host"))
+    return f"{scheme}://{user}:{password}@{told['hostname']}:{told['port']}/{vhost}"
 
 
 def _renamed(name: str | None, alias: str) -> Queue:
@@ -81,11 +110,15 @@ def _renamed(name: str | None, alias: str) -> Queue:
     return queue
 
 
-def _routed(routes: Any) -> Iterable[str]:
+def _routed(routes: Any) -> Iterator[str]:
     """The names of queues in `task_routes`; what a function would answer is not known."""
     for route in routes if isinstance(routes, (list, tuple)) else [routes]:
         pairs = route.items() if isinstance(route, Mapping) else route if isinstance(route, (list, tuple)) else ()
         for _, target in pairs:
             queue = target.get("queue") if isinstance(target, Mapping) else target
-            if isinstance(queue, (str, Queue)):
-                yield str(getattr(queue, "name", queue))
+            if queue is not None:
+                yield _name(queue)
+
+
+def _name(queue: Queue | str) -> str:
+    return str(queue.name if isinstance(queue, Queue) else queue)

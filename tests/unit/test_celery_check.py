@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from kombu import Exchange, Queue
 from ackline.consumers.celery_check import RULES, AppNotLoaded, Finding, Severity, check, load
 from ackline.consumers.jobs import adopt
 from ackline.infra.errors import ConfigurationError
+from ackline.infra.link import parameters
+from tests import documented
 
 ROOT = Path(__file__).parents[2]
 
@@ -373,9 +376,8 @@ def test_what_adopting_leaves_is_told(settings: dict[str, Any], left: set[str]) 
     assert {rule for rule, _ in found(plain)} == left
 
 
-def test_an_app_can_be_adopted_before_it_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_app_stays_adopted_when_it_is_configured_after_that() -> None:
     plain = adopt(Celery("plain", set_as_current=False))
-    assert not plain.configured
     plain.config_from_object({"task_acks_late": False, "task_routes": {"a": "video"}, "timezone": "Asia/Shanghai"})
     assert plain.conf.task_acks_late is True
     assert plain.conf.timezone == "Asia/Shanghai"
@@ -399,6 +401,42 @@ def test_the_queues_of_routes_are_adopted(routes: Any) -> None:
     assert plain.amqp.queues["video"].name == "ackline.jobs.video"
     assert plain.amqp.queues["celery"].name == "ackline.jobs"
     assert len(plain.amqp.queues) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({}, "amqp://guest:guest@localhost:5672/%2F"),
+        ({"broker_url": "pyamqp://guest@localhost//"}, "amqp://guest:guest@localhost:5672/%2F"),
+        ({"broker_url": "amqp://shop:p%40ss@rabbit:5673/shop"}, "amqp://shop:p%40ss@rabbit:5673/shop"),
+        ({"broker_url": "amqp://shop:s@rabbit/%2Fshop"}, "amqp://shop:s@rabbit:5672/%2Fshop"),
+        ({"broker_url": "amqps://shop:s@rabbit/shop"}, "amqps://shop:s@rabbit:5671/shop"),
+        ({"broker_url": "amqp://shop:s@rabbit:5671/shop", "broker_use_ssl": True}, "amqps://shop:s@rabbit:5671/shop"),
+    ],
+)
+def test_an_address_that_kombu_understands_becomes_one_that_every_client_does(
+    settings: dict[str, Any], address: str
+) -> None:
+    plain = Celery("plain", set_as_current=False)
+    plain.conf.update(settings)
+    adopt(plain)
+    assert plain.conf.broker_write_url == plain.conf.broker_read_url == address
+    assert plain.connection_for_write().virtual_host == parameters(address, "test").virtual_host
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"broker_url": ["amqp://one", "amqp://two"]}, "several brokers"),
+        ({"broker_url": "amqp://one;amqp://two"}, "several brokers"),
+        ({"broker_use_ssl": {"ca_certs": "ca.pem"}}, "broker_use_ssl = True"),
+    ],
+)
+def test_an_address_that_ackline_cannot_use_is_refused(settings: dict[str, Any], said: str) -> None:
+    plain = Celery("plain", set_as_current=False)
+    plain.conf.update(settings)
+    with pytest.raises(ConfigurationError, match=said):
+        adopt(plain)
 
 
 def test_an_app_that_is_in_use_is_not_adopted() -> None:
@@ -431,7 +469,7 @@ def test_the_command_prints_the_two_lines_what_they_change_and_what_is_left() ->
     assert ["task_acks_late", "False", "->", "True"] in words
     assert ["queue", "billing", "->", "ackline.jobs"] in words
     assert not any(line[:1] == ["task_create_missing_queues"] for line in words)  # it was right
-    assert "leave a worker of the release before" in ran.stdout.lower()
+    assert "stays there: billing.\n" in ran.stdout
     assert [line.split()[0] for line in ran.stdout.splitlines() if " = " in line] == ["duplicates"]
 
 
@@ -440,6 +478,26 @@ def test_the_command_tells_of_an_app_that_is_adopted() -> None:
     assert ran.stdout == (
         "tests.celery_apps.adopted is adopted. `ackline celery check tests.celery_apps.adopted` tells what is left.\n"
     )
+
+
+# ---- The page
+
+
+def test_the_page_shows_what_the_command_says(tmp_path: Path) -> None:
+    documented.write_files("celery.md", "Coming from plain Celery", tmp_path)
+    (shown,) = re.findall(r"```console\n(.*?)```", (documented.DOCS / "celery.md").read_text(), re.DOTALL)
+    entered, _, printed = shown.partition("\n")
+    assert entered == "$ ackline celery check shop"
+    ran = command("check", "shop", folder=tmp_path)
+    findings, _, summary = printed.partition("...\n")
+    assert ran.stdout.startswith(findings)
+    assert ran.stderr == summary
+
+
+def test_the_adopted_app_of_the_page_is_told_nothing(tmp_path: Path) -> None:
+    documented.write_files("celery.md", "Coming from plain Celery", tmp_path)
+    ran = command("check", "adopted", folder=tmp_path)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stdout + ran.stderr
 
 
 # ---- Loading
