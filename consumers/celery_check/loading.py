@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +40,7 @@ def load(name: str, configured: Callable[[Celery], object] | None = None) -> Cel
                 configured(found)
             found.loader.import_default_modules()
             found.finalize()
+            _ = found.amqp.queues  # raises if they are no queues
         except AcklineError:
             raise
         except (Exception, SystemExit) as error:  # whatever somebody's module raises while it is imported
@@ -71,13 +72,20 @@ def _place(error: BaseException) -> str | None:
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _loads(frame.filename)]
-    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    own = [frame for frame in frames if not _is_library(frame.filename)] or frames
     return f"{own[-1].filename}, line {own[-1].lineno}" if own else None
 
 
 def _loads(filename: str) -> bool:
     """Whether that file is part of what loads an app: Python, Celery, or this package."""
-    return filename.startswith("<") or any(Path(filename).is_relative_to(folder) for folder in _LOADERS)
+    file = Path(filename)
+    if file.is_relative_to(sysconfig.get_path("stdlib")) and not _is_library(filename):
+        return True
+    return filename.startswith("<") or any(file.is_relative_to(folder) for folder in _LOADERS)
 
 
-_LOADERS = [Path(str(module.__file__)).parent for module in (celery, kombu, importlib)] + [Path(__file__).parent]
+def _is_library(filename: str) -> bool:
+    return "site-packages" in filename or "dist-packages" in filename
+
+
+_LOADERS = [Path(str(module.__file__)).parent for module in (celery, kombu)] + [Path(__file__).parent]

@@ -22,7 +22,7 @@ def names(app: Any) -> list[str]:
     """The names that the jobs of *app* give to their queues. Evaluates all that is declared."""
     app.finalize()
     adopted = {str(queue.alias) for queue in app.conf.task_queues or () if queue.name != JOBS}
-    named = {getattr(task, "job_queue", None) or getattr(task, "queue", None) for task in app.tasks.values()}
+    named: set[Any] = {getattr(task, "job_queue", None) or getattr(task, "queue", None) for task in app.tasks.values()}
     return sorted(adopted | (named - {None, JOBS}))
 
 

@@ -552,6 +552,10 @@ def test_modules_that_an_app_includes_are_loaded_with_it(written: Callable[[str]
             MAKE + "made.config_from_object('no_such_settings')\n",
             "ModuleNotFoundError: No module named 'no_such_settings'",
         ),
+        (
+            MAKE + "made.conf.task_queues = ['video']\n",
+            "cannot be loaded: AttributeError: 'str' object has no attribute",
+        ),
         (MAKE + "made.conf.include = ['no_such_tasks']\n", "ModuleNotFoundError: No module named 'no_such_tasks'"),
     ],
 )
