@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 from celery import Celery
@@ -98,6 +98,7 @@ class Jobs(Celery):  # type: ignore[misc]
         return task
 
 
+@cache  # declared for several apps, it is one function
 def _synchronous(function: Callable[..., Any]) -> Callable[..., Any]:
     """*function*, a coroutine function, as one that runs it on a loop of its own."""
 

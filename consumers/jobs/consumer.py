@@ -189,15 +189,17 @@ class JobConsumer(Consumer):  # type: ignore[misc]
         waiting.clear()
         return requests
 
-    def stop(self) -> None:
-        """Take nothing more, and give back what has not begun; what runs has the grace to end."""
+    def close(self) -> None:
+        """Take nothing more, and give back what has not begun; what runs has the grace to end.
+
+        The worker calls it first of all when it stops: its pool then forgets what waits.
+        """
         self.taking.stop()
         for request in self.withdraw():
             request.give_back()
         overdue = threading.Timer(settings().grace_seconds, self._end)
         overdue.daemon = True
         overdue.start()
-        super().stop()
 
     def _end(self) -> None:
         """Give back what still runs, and kill it."""

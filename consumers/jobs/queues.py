@@ -42,7 +42,11 @@ class JobQueues(Queues):  # type: ignore[misc]
     """The queues that there are; a job that is declared later brings its own. No other name is taken for one."""
 
     def __init__(self, app: Any) -> None:
-        super().__init__(app.conf.task_queues or [described(None)], create_missing=False)
+        known = list(app.conf.task_queues or [described(None)])
+        aliases = {queue.alias for queue in known}
+        super().__init__(
+            [*known, *(described(name) for name in names(app) if name not in aliases)], create_missing=False
+        )
         self._app = app
 
     def __missing__(self, name: str) -> Queue:
