@@ -152,6 +152,16 @@ def test_what_is_no_such_file_is_said_in_a_sentence(table: Engine, content: byte
     assert said in reason(table, content)
 
 
+@pytest.mark.parametrize(
+    ("last", "said"),
+    [("A-9999,Nägel,5\n".encode("latin-1"), "the file is not UTF-8"), (b'A-9999,"Nails,5\n', "line 3,002 is no CSV")],
+)
+def test_what_is_wrong_with_the_end_of_a_file_leaves_nothing_of_its_beginning(
+    table: Engine, last: bytes, said: str
+) -> None:
+    assert said in reason(table, HEADER + b"".join(b"A-%d,Nails,5\n" % number for number in range(3000)) + last)
+
+
 @pytest.mark.parametrize("content", [b"A-1,Nails,5\nA-2,Nails,5\nA-1,Nails,5\n", b"A-0,Nails,5\n"])
 def test_what_the_table_refuses_is_a_reason(table: Engine, content: bytes) -> None:
     with table.begin() as connection:
