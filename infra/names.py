@@ -31,6 +31,9 @@ CONTROL = "ackline.control"
 JOBS = "ackline.jobs"
 """Queue: jobs, which Celery runs. Further ones are named `ackline.jobs.<name>`."""
 
+BEAT = "ackline.beat"
+"""Queue without messages: the beat that consumes it, exclusively, is the active one."""
+
 RESERVED_PREFIX = "ackline."
 """No consumer may have a name that begins so."""
 

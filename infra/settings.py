@@ -183,6 +183,10 @@ class Settings(BaseSettings):
         default=None, description="Celery's URL of the results of jobs, such as redis://host:6379/0", repr=False
     )
 
+    schedules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
+        default=(), description="schedules: a list, as JSON in a variable (ackline.consumers.schedules)"
+    )
+
     approval_rules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
         default=(), description="what takes two people: a list of rules, as JSON in a variable (ackline.dlq.rules)"
     )
@@ -225,9 +229,9 @@ class Settings(BaseSettings):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("approval_rules", mode="before")
+    @field_validator("approval_rules", "schedules", mode="before")
     @classmethod
-    def _read_rules(cls, value: Any) -> Any:
+    def _read_tables(cls, value: Any) -> Any:
         try:
             return json.loads(value) if isinstance(value, str) else value
         except ValueError as error:

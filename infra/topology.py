@@ -19,6 +19,7 @@ from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.link import explain, parameters
 from ackline.infra.names import (
     ACCEPTED,
+    BEAT,
     CONTROL,
     DEAD,
     MESSAGES,
@@ -154,6 +155,7 @@ def topology(
         _queue(OUTCOMES, unlimited, [binding(outcomes, routing_key="#")]),
         # Without a dead-letter exchange: a copy that expires is nobody's delivery.
         _queue(ACCEPTED, unlimited, [binding(tracked, routing_key="#")]),
+        _queue(BEAT, unlimited, []),
         *[
             # The dead-letter exchange of a work queue is the final one, never a retry tier: delivery limit, then TTL,
             # then work again would be an automatic cycle.

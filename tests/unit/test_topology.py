@@ -38,7 +38,7 @@ def test_without_consumers_there_is_all_that_does_not_depend_on_them() -> None:
         "ackline.control": "fanout",
         **dict.fromkeys(tiers, "fanout"),
     }
-    own = ["ackline.dead", "ackline.outcomes", "ackline.accepted"]
+    own = ["ackline.dead", "ackline.outcomes", "ackline.accepted", "ackline.beat"]
     assert [queue.name for queue in wanted.queues] == ["ackline.unrouted", *tiers, *own]
     assert set(wanted.bindings()) == {
         Binding("ackline.unrouted", "ackline.unrouted", ""),
