@@ -4,6 +4,7 @@
 | --- | --- |
 | a new job | `ackline.messages`, or `ackline.tracked`; the worker parks it until its ETA |
 | one that is not due within an hour | a row of the outbox, which the relay publishes when it is due |
+| `apply_async(outbox=transaction)` | a row of the outbox in that transaction: it is published if that is committed |
 | the job that runs now, once more: a retry | a tier `ackline.retry.*`; due at once, `ackline.return` |
 
 So who publishes jobs needs to be allowed to write where everybody does, and a retry keeps in its headers what it has
@@ -15,7 +16,9 @@ from __future__ import annotations
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from datetime import datetime
 from functools import cached_property
@@ -29,7 +32,7 @@ from ackline.consumers.decision import Reject
 from ackline.consumers.handling import nameable
 from ackline.infra import wire
 from ackline.infra.errors import ConfigurationError
-from ackline.infra.names import MESSAGES, RETRY_TIERS, RETURN, TRACKED, tier_within
+from ackline.infra.names import MESSAGES, RETRY_TIERS, RETURN, tier_within
 from ackline.infra.properties import PERSISTENT, Properties
 from ackline.infra.settings import process_name, settings
 from ackline.producer.envelope import Entry
@@ -37,10 +40,24 @@ from ackline.producer.errors import MessageTooLarge, PublishTimeout
 from ackline.producer.publisher import TIMEOUT, Publisher
 from ackline.producer.tracing import trace_headers
 
+#: The broker of an app while none is configured: jobs can be declared, and shown, without one.
+NOWHERE = "amqp://no-broker-is-configured"
 #: Seconds ahead from which on a job waits in the outbox.
 _FAR = RETRY_TIERS[-1][1]
 #: Headers of ours that are for whoever publishes.
 _PUBLISHERS = (wire.TRACK, wire.KEY, wire.SLOT)
+
+_put: ContextVar[Callable[[Entry], None] | None] = ContextVar("put", default=None)
+
+
+@contextmanager
+def publishing_to(put: Callable[[Entry], None]) -> Iterator[None]:
+    """Have *put* called with each job that is published in the block, a chain's and a group's too, and no more."""
+    token = _put.set(put)
+    try:
+        yield
+    finally:
+        _put.reset(token)
 
 
 class Sender:
@@ -51,8 +68,13 @@ class Sender:
 
     @cached_property
     def publisher(self) -> Publisher:
-        """The publisher of this process; it begins anew in a forked child."""
-        return Publisher(self._app.conf.broker_write_url, name="jobs publishes", app_id=settings().service)
+        """The publisher of this process; it begins anew in a forked child.
+
+        Raises `ConfigurationError` when no broker is configured.
+        """
+        url = self._app.conf.broker_write_url
+        found = settings()
+        return Publisher(found.broker if url == NOWHERE else url, name="jobs publishes", app_id=found.service)
 
     def __call__(
         self,
@@ -66,9 +88,12 @@ class Sender:
         serializer: str | None = None,
         priority: int | None = None,
         confirm_timeout: float | None = None,
+        outbox: Any = None,
         **_options: Any,
     ) -> None:
         """Publish *message*, a protocol 2 task. confirm_timeout: seconds to wait for the confirm.
+
+        outbox: a transaction, as of `producer.outbox`: the job is a row of that database, which its relay publishes.
 
         Raises `PublishError`; `ConfigurationError` for another serializer than JSON; `kombu.exceptions.EncodeError` for
         arguments that JSON does not hold.
@@ -85,7 +110,13 @@ class Sender:
             )
         _, _, encoded = dumps(body, "json")
         payload = encoded.encode() if isinstance(encoded, str) else encoded
-        self._send(target, name, told, payload, priority, TIMEOUT if confirm_timeout is None else confirm_timeout)
+        put = _put.get()
+        if put is not None:
+            put(Entry(told["id"], target, self._new(name, told, priority), payload, self._due(told)))
+        elif outbox is not None:
+            self._put(outbox, target, told, self._new(name, told, priority), payload)
+        else:
+            self._send(target, name, told, payload, priority, TIMEOUT if confirm_timeout is None else confirm_timeout)
         if signals.after_task_publish.receivers:
             signals.after_task_publish.send(sender=name, body=body, headers=told, exchange=MESSAGES, routing_key=target)
 
@@ -107,12 +138,11 @@ class Sender:
             properties = _continued(current.request, queue, told["retries"], self._properties(name, told, priority))
             exchange = RETURN if left <= 0 else tier_within(left)
         else:
-            track = bool(told.pop(wire.TRACK, getattr(self._app.tasks.get(name), "track", False)))
-            properties = self._properties(name, told | ({wire.TRACK: True} if track else {}), priority)
+            properties = self._new(name, told, priority)
             if left > _FAR and current is None:
                 self._schedule(queue, told, properties, payload)
                 return
-            exchange = TRACKED if track else MESSAGES
+            exchange = wire.entrance(properties)
         future = self.publisher.send(exchange, queue, properties, payload, timeout=timeout)
         try:
             # The I/O thread fails the future at its deadline; the second is for an I/O thread that is itself held up.
@@ -129,6 +159,11 @@ class Sender:
     def _seconds_left(self, told: Mapping[str, Any]) -> float:
         due = self._due(told)
         return 0.0 if due is None else (due - wire.now()).total_seconds()
+
+    def _new(self, name: str, told: dict[str, Any], priority: int | None) -> Properties:
+        """The properties of a job that is published for the first time."""
+        track = bool(told.pop(wire.TRACK, getattr(self._app.tasks.get(name), "track", False)))
+        return self._properties(name, told | ({wire.TRACK: True} if track else {}), priority)
 
     def _properties(self, name: str, told: Mapping[str, Any], priority: int | None) -> Properties:
         """Those of a job. Headers of ours that somebody hands on are left out, but for those that are a publisher's."""
@@ -152,10 +187,16 @@ class Sender:
     def _schedule(self, queue: str, told: Mapping[str, Any], properties: Properties, payload: bytes) -> None:
         # Only who does so needs a database, and what comes with one.
         from ackline.infra.database import opened, writing
-        from ackline.producer import outbox
 
         with opened(settings().database) as engine, writing(engine) as connection:
-            outbox.put(connection, [Entry(told["id"], queue, properties, payload, self._due(told))])
+            self._put(connection, queue, told, properties, payload)
+
+    def _put(
+        self, transaction: Any, queue: str, told: Mapping[str, Any], properties: Properties, payload: bytes
+    ) -> None:
+        from ackline.producer import outbox
+
+        outbox.put(transaction, [Entry(told["id"], queue, properties, payload, self._due(told))])
 
 
 def _continued(request: Any, queue: str, retries: int, properties: Properties) -> Properties:
