@@ -20,7 +20,9 @@ from celery.worker.consumer.heart import Heart
 from kombu.common import QoS, ignore_errors
 
 from ackline.consumers.decision import InvalidBody
+from ackline.consumers.handling import HANDLED
 from ackline.consumers.jobs import ending
+from ackline.consumers.jobs.claims import NOTED_SECONDS, Claims, Standing
 from ackline.consumers.jobs.message import JobMessage
 from ackline.consumers.jobs.queues import topology
 from ackline.consumers.jobs.taking import Taking
@@ -61,6 +63,8 @@ class Deliveries(bootsteps.StartStopStep):  # type: ignore[misc]
     def shutdown(self, c: JobConsumer) -> None:
         """Settle what is over, and disconnect."""
         c.taking.close(_SETTLE_SECONDS)
+        if c.claims is not None:
+            c.claims.stop(_SETTLE_SECONDS)
 
 
 class JobControl(Control):  # type: ignore[misc]
@@ -94,6 +98,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             self.send_all(parent, "shutdown")
 
     taking: Taking
+    claims: Claims | None
     connection: Any
 
     def begin(self) -> None:
@@ -105,11 +110,15 @@ class JobConsumer(Consumer):  # type: ignore[misc]
         queues = list(self.app.amqp.queues.consume_from)
         self._most = configured.prefetch
         self._prefetch = self.pool.num_processes * 2
+        self.claims = Claims(configured.database, self._long) if configured.has_database else None
+        if self.claims is not None:
+            self.claims.start()
         self.taking = Taking(
             url,
             queues,
             prefetch=self._prefetch,
             consumer_timeout=configured.job_consumer_timeout,
+            claims=self.claims,
             declare=lambda: declare(url, topology(self.app)),
             ready=lambda: self._consuming(queues),
         )
@@ -139,7 +148,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
 
     def _receive(self, message: JobMessage) -> None:
         message.check()
-        name, id_ = message.headers["task"], message.headers["id"]
+        name = message.headers["task"]
         strategy = self.strategies.get(name)
         if strategy is None:
             raise InvalidBody(
@@ -155,15 +164,31 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             message.settle(message, ending.parked(message, left))
             return
         message.headers["eta"] = None
-        if message.delivery.redelivered:
-            running = state.requests.get(id_)
-            if running is not None and running.adopt(message):
-                return
-            settlement = self.taking.kept(message)
-            if settlement is not None:
-                message.settle(message, settlement)
-                return
+        if message.came_before and self._is_known(message):
+            return
         strategy(message, None, _never, _never, self.on_task_message)
+
+    def _is_known(self, message: JobMessage) -> bool:
+        """Whether a job that comes once more is not to be run for that; it is then seen to."""
+        running = state.requests.get(message.headers["id"])
+        if running is not None and running.adopt(message):
+            return True
+        settlement = self.taking.kept(message)
+        if settlement is None and self.claims is not None:
+            standing = self.claims.standing(message)
+            if standing is Standing.RUNS:
+                settlement = ending.awaiting_another(message)
+            elif standing is Standing.OVER:
+                settlement = HANDLED
+        if settlement is not None:
+            message.settle(message, settlement)
+        return settlement is not None
+
+    def _long(self) -> list[JobMessage]:
+        """What has run for long enough to be claimed."""
+        latest = time.time() - NOTED_SECONDS
+        running = [request for request in tuple(state.active_requests) if not request.acknowledged]
+        return [request.message for request in running if request.time_start and request.time_start < latest]
 
     # --- how much is held ------------------------------------------------------------------------------
 

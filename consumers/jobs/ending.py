@@ -16,16 +16,20 @@ from dataclasses import replace
 from datetime import datetime
 
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import BackendStoreError
 from celery.exceptions import Reject as CeleryReject
 from kombu.exceptions import EncodeError
 
 from ackline.consumers.decision import Failure, Reject, decide
 from ackline.consumers.handling import HANDLED, Settlement, report_of, said_of_dead, settle_by_publishing
-from ackline.consumers.jobs.message import JobMessage
+from ackline.consumers.jobs.message import DELIVERIES, JobMessage
 from ackline.consumers.retry import RetryPolicy
 from ackline.infra import wire
 from ackline.infra.names import DEAD, RETRY_TIERS, tier_within
 from ackline.infra.topology import DELIVERY_LIMIT
+
+#: Seconds after which it is asked again whether another worker has brought a job to its end.
+_ASK_SECONDS = 15.0
 
 
 def handled(message: JobMessage) -> Settlement:
@@ -47,6 +51,15 @@ def retried(message: JobMessage, error: BaseException, due: datetime) -> Settlem
 def parked(message: JobMessage, seconds: float) -> Settlement:
     """It is not due for so many seconds."""
     return settle_by_publishing(message.delivery, message.trail, tier_within(seconds), message.queue)
+
+
+def awaiting_another(message: JobMessage) -> Settlement:
+    """Another worker runs it: parked, to ask again. A job that ends its worker, over and over, goes to review."""
+    if message.deliveries > DELIVERY_LIMIT:
+        error = WorkerLostError("the worker was lost, over and over")
+        return dead(message, error, f"its worker died or lost it {message.deliveries} times")
+    extra = {DELIVERIES: message.deliveries}
+    return settle_by_publishing(message.delivery, message.trail, tier_within(_ASK_SECONDS), message.queue, extra)
 
 
 def requeued(message: JobMessage, error: BaseException) -> Settlement:
@@ -78,7 +91,7 @@ def reason_of(error: BaseException, attempt: int, policy: RetryPolicy | None, fa
         return f"it ran for longer than its time limit of {error.args[0] if error.args else '?'} s, and was killed"
     if isinstance(error, WorkerLostError):
         return f"its process died while it ran: {error}"
-    if isinstance(error, EncodeError):
+    if isinstance(error, EncodeError | BackendStoreError):
         return f"it ran to its end, but its result cannot be stored: {error}"
     if policy is not None:
         decision = decide(Failure(error, attempt, failing_for), policy)

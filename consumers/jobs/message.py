@@ -19,6 +19,9 @@ from ackline.infra.table import text
 
 _CONTENT_TYPE = "application/json"
 
+#: Header of a job that another worker ran when it was delivered, and that was parked: how often it was delivered.
+DELIVERIES = "ackline-deliveries"
+
 
 class JobMessage(Message):  # type: ignore[misc]
     """A delivery of a job. It is answered by `settle`, once, whatever Celery calls that."""
@@ -34,6 +37,8 @@ class JobMessage(Message):  # type: ignore[misc]
         self.worker = worker
         #: When its process began with it (monotonic time); None before that, and of what is not run.
         self.began: float | None = None
+        #: Whether its process has published this same try once more.
+        self.goes_on = False
         self.settle = settle
         self.trail = wire.trail(properties, delivery.exchange, delivery.routing_key, consumer=queue)
         super().__init__(
@@ -49,6 +54,18 @@ class JobMessage(Message):  # type: ignore[misc]
             headers=_headers(delivery, self.trail),
             accept={_CONTENT_TYPE},
         )
+
+    @property
+    def came_before(self) -> bool:
+        """Whether it was delivered before, so that somebody may have begun with it."""
+        return self.delivery.redelivered or DELIVERIES in self.headers
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was delivered for this try, as far as that is known."""
+        earlier = self.headers.get(DELIVERIES)
+        count = self.delivery.properties.headers.number("x-delivery-count") or 0
+        return 1 + count + (earlier if isinstance(earlier, int) else 0)
 
     def check(self) -> None:
         """Raise `InvalidBody`, with a reason for a person, where it is no job that Celery could run."""

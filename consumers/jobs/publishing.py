@@ -135,6 +135,7 @@ class Sender:
         current = self._app.current_worker_task
         left = self._seconds_left(told)
         if current is not None and current.request.id == told["id"]:
+            told["submitted_at"] = vars(current.request).get("submitted_at")
             properties = _continued(current.request, queue, told["retries"], self._properties(name, told, priority))
             exchange = RETURN if left <= 0 else tier_within(left)
         else:
@@ -162,6 +163,7 @@ class Sender:
 
     def _new(self, name: str, told: dict[str, Any], priority: int | None) -> Properties:
         """The properties of a job that is published for the first time."""
+        told["submitted_at"] = wire.now().isoformat()
         track = bool(told.pop(wire.TRACK, getattr(self._app.tasks.get(name), "track", False)))
         return self._properties(name, told | ({wire.TRACK: True} if track else {}), priority)
 

@@ -21,7 +21,9 @@ def described(name: str | None) -> Queue:
 def names(app: Any) -> list[str]:
     """The names that the jobs of *app* give to their queues. Evaluates all that is declared."""
     app.finalize()
-    adopted = {str(queue.alias) for queue in app.conf.task_queues or () if queue.name != JOBS}
+    # Nobody needs a broker to be told which queues there are, and `conf` would ask for its address.
+    known = app.conf.task_queues if app.configured else None
+    adopted = {str(queue.alias) for queue in known or () if queue.name != JOBS}
     named: set[Any] = {getattr(task, "job_queue", None) or getattr(task, "queue", None) for task in app.tasks.values()}
     return sorted(adopted | (named - {None, JOBS}))
 

@@ -62,6 +62,7 @@ class JobRequest(Request):  # type: ignore[misc]
         retry = _raised(exc_info)
         left = retry.when if isinstance(retry.when, int | float) else 0.0
         error = nameable(retry.exc or retry)
+        self._message.goes_on = retry.sig is not None and retry.sig.options.get("retries") == self._context.retries
         self._settle(ending.retried(self._message, error, wire.due_in(left)))
         super().on_retry(exc_info)
 
@@ -80,6 +81,10 @@ class JobRequest(Request):  # type: ignore[misc]
         if isinstance(error, MemoryError):  # Celery would end the worker for it
             self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
         else:
+            if isinstance(error, celery_exceptions.Reject) and not error.requeue:  # of which Celery stores nothing
+                self.task.backend.mark_as_failure(
+                    self.id, nameable(error), request=self._context, store_result=self.store_errors
+                )
             super().on_failure(exc_info, send_failed_event, return_ok)
 
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:

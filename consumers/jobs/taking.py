@@ -8,7 +8,8 @@ py-amqp cannot decode (a timestamp of 10^13, at every redelivery), and takes eve
 is lost. Here a lost connection makes the deliveries void, and no more: jobs go on, and
 
 - what RabbitMQ delivers again of a job that still runs here *becomes* its delivery, which its end then settles;
-- what ended while there was no delivery to settle keeps its settlement for that which comes.
+- what ended while there was no delivery to settle keeps its settlement for that which comes. Of a job that is claimed
+  it is carried out at once, for what comes may come to another worker (`claims`).
 
 So a job that outlives a connection, or the broker's `consumer_timeout`, runs once. On 4.3 that timeout is longer for
 jobs: it is an argument of the subscription.
@@ -28,6 +29,7 @@ from typing import Any
 
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import HANDLED, Outgoing, Report, Settlement
+from ackline.consumers.jobs.claims import Claims
 from ackline.consumers.jobs.message import JobMessage
 from ackline.consumers.reporting import Reports
 from ackline.consumers.settling import Settling
@@ -60,17 +62,20 @@ class Taking:
         *,
         prefetch: int,
         consumer_timeout: float,
+        claims: Claims | None,
         declare: Callable[[], object],
         ready: Callable[[], None],
     ) -> None:
         """url: the broker. prefetch: unacked deliveries of each queue, to begin with. consumer_timeout: seconds that a
-        delivery may stay without an answer, where RabbitMQ lets a subscription say so (4.3). declare: creates the
-        topology; called on a thread after each connect. ready: called when all queues are consumed.
+        delivery may stay without an answer, where RabbitMQ lets a subscription say so (4.3). claims: of long jobs.
+        declare: creates the topology; called on a thread after each connect. ready: called when all queues are
+        consumed.
         """
         self.worker = process_name()
         self.link = Link(url, f"jobs consumes {self.worker}", on_up=self._up, on_down=self._down)
         self._publisher = Publisher(url, name="jobs publishes")
         self._reports = Reports(self._send, self._later)
+        self._claims = claims
         self._declare = declare
         self._ready = ready
         self._consuming: set[str] = set()
@@ -159,14 +164,30 @@ class Taking:
         if message.began is not None:
             took, known = time.monotonic() - message.began, self.seconds
             self.seconds = took if known is None else known + (took - known) * _WEIGHT
-        if not delivery.is_current:
+        if self._claims is not None and self._claims.holds(message):
+            delivery = self._settle_claimed(self._claims, message)
+        elif not delivery.is_current:
             self._keep(message, settlement)
-        elif settlement is HANDLED:
+            return
+        if settlement is HANDLED:
             delivery.source.finish(delivery)
         elif settlement.report is not None and not settlement.outgoing:
             self._report(settlement.report, delivery)
         else:
             Settling(delivery, settlement, send=self._send, report=self._report, later=self._later).begin()
+
+    def _settle_claimed(self, claims: Claims, message: JobMessage) -> Delivery:
+        """The delivery to settle of a job that is claimed, and so is not to be run elsewhere, though it be lost."""
+        delivery = message.delivery
+        if delivery.is_current:
+            claims.end(message, known=False)
+            return delivery
+
+        def end() -> None:
+            claims.end(message, known=not message.goes_on)
+            self._keep(message, HANDLED)
+
+        return Delivery(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, source=_Lost(end))
 
     def _keep(self, message: JobMessage, settlement: Settlement) -> None:
         self._kept[message.queue, message.headers["id"]] = settlement
@@ -175,7 +196,7 @@ class Taking:
 
     def kept(self, message: JobMessage) -> Settlement | None:
         """How the job ended here of which this is a further delivery; None when it did not, or that is settled."""
-        return self._kept.pop((message.queue, message.headers["id"]), None) if message.delivery.redelivered else None
+        return self._kept.pop((message.queue, message.headers["id"]), None) if message.came_before else None
 
     def hold(self, prefetch: int) -> None:
         """Have that many unacked deliveries of each queue at most."""
@@ -227,3 +248,20 @@ class Taking:
     def _report(self, report: Report, delivery: Delivery) -> None:
         self._reports.add(report, delivery)
         self._later(_REPORT_SECONDS, self._reports.flush)
+
+
+class _Lost:
+    """Where a delivery came from that is void, of a job whose end is carried out all the same."""
+
+    #: It is never another one: nobody waits for an answer.
+    generation = 0
+
+    def __init__(self, end: Callable[[], None]) -> None:
+        self._end = end
+
+    def finish(self, delivery: Delivery) -> None:
+        """What follows from it is confirmed."""
+        self._end()
+
+    def reject(self, delivery: Delivery) -> None:
+        """What follows from it can never be sent: it is the broker's."""
