@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     desk_host: str = "127.0.0.1"
     desk_port: int = Field(default=8001, ge=0, le=65535)
 
+    flower_host: str = "127.0.0.1"
+    flower_port: int = Field(default=5555, ge=0, le=65535)
+
     alert_url: str | None = Field(
         default=None,
         description="http[s] address that is told of failures that are new or return; Slack's webhooks, too",
@@ -187,6 +190,10 @@ class Settings(BaseSettings):
         default=(), description="schedules: a list, as JSON in a variable (ackline.consumers.schedules)"
     )
 
+    results_keep_hours: float = Field(
+        default=24.0, gt=0, description="hours after the end of a job that its result is kept"
+    )
+
     approval_rules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
         default=(), description="what takes two people: a list of rules, as JSON in a variable (ackline.dlq.rules)"
     )
@@ -207,6 +214,10 @@ class Settings(BaseSettings):
     )
     mail_from: str = Field(default="ackline@localhost", description="sender of a mail that names none")
 
+    daily_mail_to: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated addresses that `mail.daily` writes to"
+    )
+
     sms_url: str | None = Field(
         default=None, description="http[s] address of the provider that `sms.send` sends through", repr=False
     )
@@ -218,6 +229,7 @@ class Settings(BaseSettings):
         "api_keys",
         "callback_hosts",
         "cors_origins",
+        "daily_mail_to",
         "search_paths",
         "thumbnail_sizes",
         "upload_types",

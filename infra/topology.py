@@ -155,7 +155,8 @@ def topology(
         _queue(OUTCOMES, unlimited, [binding(outcomes, routing_key="#")]),
         # Without a dead-letter exchange: a copy that expires is nobody's delivery.
         _queue(ACCEPTED, unlimited, [binding(tracked, routing_key="#")]),
-        _queue(BEAT, unlimited, []),
+        # Quorum queues let several consume exclusively.
+        Queue(BEAT, durable=True, auto_delete=False, queue_arguments={"x-queue-type": "classic"}),
         *[
             # The dead-letter exchange of a work queue is the final one, never a retry tier: delivery limit, then TTL,
             # then work again would be an automatic cycle.

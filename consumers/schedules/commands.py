@@ -171,14 +171,6 @@ def run_now(name: str) -> None:
         print(rows.run_now(connection, stored, configured.acting, database.clock(connection)))
 
 
-def is_needed(configured: Settings) -> bool:
-    """Whether there are schedules to run: for `ackline up`."""
-    if _declared(configured):
-        return True
-    with database.opened(configured.database) as engine, database.reading(engine) as connection:
-        return bool(rows.listed(connection))
-
-
 def _declared(configured: Settings) -> dict[str, tuple[Origin, Schedule]]:
     load_app(configured.app)
     return declared(configured)

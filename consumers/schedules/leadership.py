@@ -5,8 +5,9 @@ is the consumer's tag in the management UI. No message ever goes there. The othe
 consumes it. A beat that is killed is followed within that second; one that stands still, or whose machine is gone, when
 it has missed two heartbeats.
 
-What this decides is who does the work. That no tick is run twice does not depend on it (`ackline.consumers.schedules.
-rows`), so a beat that cannot reach RabbitMQ does the work, too: what it writes is published when RabbitMQ is back.
+What this decides is who does the work. That no tick is run twice does not depend on it
+(`ackline.consumers.schedules.rows`), so a beat that cannot learn who is active does the work, too, as while RabbitMQ is
+away: what it writes is published when RabbitMQ is back.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds between heartbeats: RabbitMQ's least that gives no false alarms.
 _HEARTBEAT = 5
-#: Seconds between a standby's looks.
+#: Seconds between a standby's looks, and before it takes part anew.
 _LOOK_SECONDS = 1.0
-#: Seconds without RabbitMQ after which a beat is active without being asked to be.
+#: Seconds after which a beat that does not know who is active is active.
 _ALONE_SECONDS = 5.0
 
 
@@ -46,8 +47,8 @@ class Leadership:
         self._leads = False
         self._told = ""
         self._known = threading.Event()
-        #: Since when RabbitMQ is away (monotonic time); None while it is not.
-        self._away_since: float | None = time.monotonic()
+        #: Since when it is not known who is active (monotonic time); None while it is.
+        self._lost_at: float | None = time.monotonic()
 
     # --- from the beat's thread ------------------------------------------------------------------------
 
@@ -64,8 +65,8 @@ class Leadership:
     @property
     def is_active(self) -> bool:
         """Whether this process is to do the work now. Costs nothing."""
-        since = self._away_since
-        return self._leads or (since is not None and time.monotonic() - since > _ALONE_SECONDS)
+        lost_at = self._lost_at
+        return self._leads or (lost_at is not None and time.monotonic() - lost_at > _ALONE_SECONDS)
 
     def stop(self) -> None:
         """Let another one be active."""
@@ -74,13 +75,15 @@ class Leadership:
     # --- on the I/O thread -----------------------------------------------------------------------------
 
     def _up(self, connection: Connection) -> None:
-        self._away_since = None
         threading.Thread(target=self._prepare, args=(connection,), name="topology", daemon=True).start()
 
     def _down(self, reason: AcklineError) -> None:
+        self._lose()
+
+    def _lose(self) -> None:
         self._channel = None
         self._leads = False
-        self._away_since = time.monotonic()
+        self._lost_at = self._lost_at or time.monotonic()
 
     def _prepare(self, connection: Connection) -> None:
         """Create what is missing, as on a broker that lost its data; then take part. On a thread of its own."""
@@ -126,8 +129,7 @@ class Leadership:
         """Another one was quicker; or the queue is gone."""
         if channel is not self._channel:
             return
-        self._channel = None
-        self._leads = False
+        self._lose()
         if channel.connection.is_open:
             log.info("the choice of the active beat begins anew: %s", reason.reply_text)
             self._link.later(_LOOK_SECONDS, lambda: self._up(channel.connection))
@@ -136,4 +138,5 @@ class Leadership:
         if state != self._told:
             log.info(state)
         self._told = state
+        self._lost_at = None
         self._known.set()

@@ -29,6 +29,8 @@ from ackline.infra.errors import ConfigurationError
 _EVERY = "every "
 #: Seconds between the ticks of an interval at least.
 _SHORTEST = 1.0
+#: By how much clocks on walls jump at most.
+_JUMP = timedelta(hours=3)
 #: The first window that is searched for the latest tick.
 _WINDOW = timedelta(minutes=1)
 
@@ -57,16 +59,49 @@ class Every:
 
 @dataclass(frozen=True, slots=True)
 class Crontab:
-    """A tick at each time that matches *line* in *zone*."""
+    """A tick at each time that matches *line* in *zone*.
+
+    CronSim says which times match, by a clock that never jumps; what becomes of one that does not exist, or occurs
+    twice, is decided here. (CronSim's own way leaves out ticks where a clock jumps by half an hour.)
+    """
 
     line: str
     zone: tzinfo
 
     def after(self, moment: datetime) -> datetime | None:
         """See `Timing`."""
-        matches = (match.astimezone(UTC) for match in CronSim(self.line, moment.astimezone(self.zone)))
-        # From within the second of two equal hours it names times of the first, which are over.
-        return next((match for match in matches if match > moment), None)
+        shown = self._shown(moment)
+        if self._is_of_the_day:
+            following = (self._once(time) for time in CronSim(self.line, shown))
+            return next((tick for tick in following if tick > moment), None)
+        if self._shown(moment + _JUMP) >= shown + _JUMP:
+            following = (tick for time in CronSim(self.line, shown) for tick in self._moments(time))
+            return next((tick for tick in following if tick > moment), None)
+        # The clock is about to go back: what it has shown before comes again before what it has not shown yet.
+        soon = takewhile(lambda time: time <= shown + _JUMP, CronSim(self.line, shown - _JUMP))
+        again = [tick for time in soon for tick in self._moments(time) if tick > moment]
+        return min(again) if again else self.after(moment + _JUMP)
+
+    @property
+    def _is_of_the_day(self) -> bool:
+        """Whether the line names its minutes and hours."""
+        minute, hour = self.line.split()[:2]
+        return not (minute.startswith("*") or hour.startswith("*"))
+
+    def _shown(self, moment: datetime) -> datetime:
+        """What the clock shows at a moment."""
+        return moment.astimezone(self.zone).replace(tzinfo=None, fold=0)
+
+    def _moments(self, time: datetime) -> list[datetime]:
+        """When the clock shows *time*: once, or never, or twice."""
+        found = {time.replace(tzinfo=self.zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
+        return sorted(moment for moment in found if self._shown(moment) == time)
+
+    def _once(self, time: datetime) -> datetime:
+        """When the clock shows *time* first; of one that it never shows, when it shows the next that it does."""
+        while not (moments := self._moments(time)):
+            time += timedelta(minutes=1)
+        return moments[0]
 
 
 def timing(when: str, timezone: str = "UTC") -> Timing:
