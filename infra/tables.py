@@ -656,11 +656,11 @@ pauses = Table(
 job_chords = Table(
     "job_chords",
     metadata,
-    # Chords whose callback has not been published; it takes the row away.
     Column("id", Text, primary_key=True),  # of the group of its parts
     Column("header", JSON, nullable=False),  # the ids of its parts in the order of their results; a list for each group
     Column("created_at", UtcTime, nullable=False),
     Column("failed_at", UtcTime),  # when its first part failed, and its error callbacks were called
+    Column("expires_at", UtcTime, index=True),  # None until its callback is published
 )
 
 job_chord_parts = Table(

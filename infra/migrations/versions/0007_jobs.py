@@ -22,8 +22,10 @@ def upgrade() -> None:
         sa.Column("header", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("failed_at", sa.DateTime(timezone=True)),
+        sa.Column("expires_at", sa.DateTime(timezone=True)),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_job_chords")),
     )
+    op.create_index(op.f("ix_job_chords_expires_at"), "job_chords", ["expires_at"], unique=False)
     op.create_table(
         "job_chord_parts",
         sa.Column("task_id", sa.Text(), nullable=False),
