@@ -152,4 +152,4 @@ def _is_in(keys: Iterable[Key]) -> ColumnElement[bool]:
 def _key(message: JobMessage) -> Key:
     """Of one try: the next one is another."""
     trail = message.trail
-    return Key(message.queue, f"{message.headers['id']} {trail.attempt} {trail.redrive or ''}".rstrip())
+    return Key(message.queue, f"{message.task_id} {trail.attempt} {trail.redrive or ''}".rstrip())

@@ -170,7 +170,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
 
     def _is_known(self, message: JobMessage) -> bool:
         """Whether a job that comes once more is not to be run for that; it is then seen to."""
-        running = state.requests.get(message.headers["id"])
+        running = state.requests.get(message.task_id)
         if running is not None and running.adopt(message):
             return True
         settlement = self.taking.kept(message)

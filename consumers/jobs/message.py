@@ -56,6 +56,11 @@ class JobMessage(Message):  # type: ignore[misc]
         )
 
     @property
+    def task_id(self) -> str:
+        """The id of the job; empty of what has none."""
+        return str(self.headers.get("id") or "")
+
+    @property
     def came_before(self) -> bool:
         """Whether it was delivered before, so that somebody may have begun with it."""
         return self.delivery.redelivered or DELIVERIES in self.headers

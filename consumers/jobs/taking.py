@@ -190,13 +190,13 @@ class Taking:
         return Delivery(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, source=_Lost(end))
 
     def _keep(self, message: JobMessage, settlement: Settlement) -> None:
-        self._kept[message.queue, message.headers["id"]] = settlement
+        self._kept[message.queue, message.task_id] = settlement
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
     def kept(self, message: JobMessage) -> Settlement | None:
         """How the job ended here of which this is a further delivery; None when it did not, or that is settled."""
-        return self._kept.pop((message.queue, message.headers["id"]), None) if message.came_before else None
+        return self._kept.pop((message.queue, message.task_id), None) if message.came_before else None
 
     def hold(self, prefetch: int) -> None:
         """Have that many unacked deliveries of each queue at most."""
