@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, text
 
 from ackline.consumers.schedules import rows
 from ackline.consumers.schedules.due import due
@@ -42,6 +43,8 @@ LOOK_SECONDS = 1.0
 _CLEAN_SECONDS = 60.0
 #: By how much a clock may be set back without a word: ticks are then simply awaited once more.
 _SLACK = timedelta(seconds=1)
+#: Milliseconds that a transaction may stand still.
+_IDLE_MILLISECONDS = 5000
 #: Seconds to wait at the start until it is known who is active.
 _START_SECONDS = 30.0
 
@@ -107,7 +110,7 @@ class Beat:
     def look(self) -> float:
         """Run what is due. Returns the seconds until something may be due again. Raises `DatabaseUnavailable`."""
         if not self._synchronised:
-            with writing(self._engine) as connection:
+            with self._writing() as connection:
                 rows.synchronise(connection, self._declared, self._now(connection))
             self._synchronised = True
         with reading(self._engine) as connection:
@@ -128,7 +131,7 @@ class Beat:
             if found is None:
                 following = timing.after(now)
                 return LOOK_SECONDS if following is None else max((following - now).total_seconds(), 0.0)
-            with writing(self._engine) as connection:
+            with self._writing() as connection:
                 ids = rows.run(connection, stored, found.run, found.reached, self._by, now)
         except DatabaseUnavailable:
             raise
@@ -141,7 +144,7 @@ class Beat:
 
     def _go_back(self, stored: Stored, now: datetime) -> float:
         """The clock was ahead: begin anew from the time that it shows now."""
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             if rows.cover(connection, stored, now):
                 log.warning(
                     "%s: the clock went back, from %s or later to %s; ticks that have been run are not run again",
@@ -164,16 +167,24 @@ class Beat:
     def _say_failed(self, stored: Stored, error: Exception) -> None:
         """Keep why it cannot be run, for the list, and log it once."""
         said = str(error) if isinstance(error, AcklineError) else f"{type(error).__name__}: {error}"
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             if rows.fail(connection, stored, said):
                 bug = None if isinstance(error, AcklineError) else error
                 log.error("%s cannot be run: %s Trying again until it can.", stored.name, said, exc_info=bug)
+
+    @contextmanager
+    def _writing(self) -> Iterator[Connection]:
+        """A transaction that PostgreSQL ends if this process stands still in it, so that others can go on."""
+        with writing(self._engine) as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_MILLISECONDS}"))
+            yield connection
 
     def _clean(self, now: datetime) -> None:
         """Delete what is old, and say when nobody publishes, now and then."""
         if self._clean_at is not None and timedelta(0) <= now - self._clean_at < timedelta(seconds=_CLEAN_SECONDS):
             return
-        with writing(self._engine) as connection:
+        with self._writing() as connection:
             rows.clean(connection, now)
             relay = holder(connection, RELAY)
         if relay is None and self._clean_at is not None and not self._unheard:

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Table, and_, delete, select, text, update
+from sqlalchemy import Connection, Table, and_, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.consumers.schedules.schedule import Origin, Schedule
@@ -20,10 +20,8 @@ from ackline.consumers.schedules.targets import CannotRun, id_of, put
 from ackline.infra.errors import AcklineError
 from ackline.infra.tables import schedule_runs, schedules
 
-#: Days that the row of a tick is kept: a clock that goes back by less runs none of its ticks again.
+#: Days that the row of a tick is kept: a clock that jumps by less, ahead or back, runs none twice.
 KEEP_DAYS = 30
-#: Milliseconds after which PostgreSQL ends the transaction of a beat that stands still, so that others can go on.
-_IDLE_MILLISECONDS = 5000
 
 
 class Stored(NamedTuple):
@@ -131,8 +129,6 @@ def run(
     Returns the ids of what is published, which is nothing of a tick that has been run before; None when somebody else
     has moved on, or changed, the schedule since it was read. Raises `CannotRun`.
     """
-    if connection.dialect.name == "postgresql":
-        connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = {_IDLE_MILLISECONDS}"))
     if not cover(connection, stored, covered_to):
         return None
     return [id_ for tick in ticks if (id_ := _run(connection, stored.schedule, tick, by, now)) is not None]

@@ -166,9 +166,20 @@ def test_ticks_are_the_same_from_wherever_one_looks(when: str, zone: str) -> Non
         start = at(begin)
         end = start + timedelta(days=2)
         whole = ticks(of, start, end)
-        for moment in (start + 13 * MINUTE * step for step in range(2 * 24 * 60 // 13)):
+        for moment in (start + 47 * MINUTE * step for step in range(2 * 24 * 60 // 47)):
             assert ticks(of, moment, end) == [tick for tick in whole if tick > moment]
             assert latest(of, start, moment) == next((tick for tick in reversed(whole) if tick <= moment), None)
+
+
+@pytest.mark.parametrize("zone", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe"])
+@pytest.mark.parametrize("minute", [0, 7, 45])
+def test_a_line_with_a_star_runs_at_every_minute_at_which_the_clock_shows_such_a_time(zone: str, minute: int) -> None:
+    of, wall = timing(f"{minute} */3 * * *", zone), ZoneInfo(zone)
+    for begin in ("2026-03-07T00:00:00Z", "2026-04-04T00:00:00Z", "2026-10-03T00:00:00Z", "2026-10-24T00:00:00Z"):
+        minutes = [at(begin) + MINUTE * n for n in range(1, 2 * 24 * 60 + 1)]
+        shown = [(moment, moment.astimezone(wall)) for moment in minutes]
+        expected = [moment for moment, clock in shown if clock.minute == minute and clock.hour % 3 == 0]
+        assert ticks(of, at(begin), minutes[-1]) == expected
 
 
 def test_the_latest_of_years_of_ticks_is_found_at_once() -> None:
