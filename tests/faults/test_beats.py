@@ -61,7 +61,7 @@ def which(beats: list[RoleProcess], pid: int) -> tuple[RoleProcess, RoleProcess]
 
 
 def check(runs: Runs, client: Client) -> tuple[int, int]:
-    """That each tick from the first to the last was run once, and is a message. Returns how many, and how many messages.
+    """That each tick from the first to the last was run once, and is a message. Returns how many ticks, and messages.
 
     There are more messages than ticks only where the relay had to publish again, under the same id.
     """
