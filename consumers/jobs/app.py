@@ -10,10 +10,12 @@ from typing import Any
 
 from celery import Celery
 from celery.app.amqp import AMQP
+from celery.app.backends import by_url
 from kombu.utils.objects import cached_property
 
+from ackline.consumers.jobs.chords import with_chords
 from ackline.consumers.jobs.job import Job, keep_to_policy
-from ackline.consumers.jobs.publishing import Sender
+from ackline.consumers.jobs.publishing import NOWHERE, Sender
 from ackline.consumers.jobs.queues import JobQueues
 from ackline.infra.names import JOBS
 from ackline.infra.settings import Settings, settings
@@ -78,6 +80,11 @@ class Jobs(Celery):  # type: ignore[misc]
     task_cls = Job
     amqp_cls = JobAMQP
 
+    def _get_backend(self) -> Any:
+        # What `backend` makes, once for each thread.
+        backend, url = by_url(self.backend_cls or self.conf.result_backend, self.loader)
+        return with_chords(backend)(app=self, url=url)
+
     def _task_from_fun(
         self,
         fun: Callable[..., Any],
@@ -118,13 +125,18 @@ def route(
 
 
 def configuration(configured: Settings) -> dict[str, Any]:
-    """The settings of a `Jobs` app. Raises `ConfigurationError` when no broker is configured."""
+    """The settings of a `Jobs` app."""
     return SETTINGS | {
-        "broker_url": configured.broker,
-        "result_backend": configured.results_url or "disabled://",
+        "broker_url": configured.amqp_url or NOWHERE,
+        "result_backend": configured.results_url or "ackline.consumers.jobs.results:Results",
+        "result_expires": configured.results_keep_hours * 3600,
+        # Ours tells as much, and is told in other ways who runs what (`results`).
+        "result_extended": configured.results_url is not None,
+        "task_track_started": configured.results_url is not None,
         "task_routes": (route,),
     }
 
 
 app = Jobs("ackline")
+app.steps["consumer"].add("ackline.consumers.jobs.results:Keeping")
 app.add_defaults(lambda: configuration(settings()))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, overload
 
 from celery import Task
@@ -25,7 +26,7 @@ class Job(Task):  # type: ignore[misc]
 
     retry_policy: what becomes of it when it raises; None: it goes to review at once, unless it raises `RetryLater`, or
     has Celery's own `autoretry_for`. job_queue: the name of its queue; None: `ackline.jobs`. track: whether its
-    deliveries are accounted for by id.
+    deliveries are accounted for by id. unique_for: seconds within which an equal one is not submitted again.
     """
 
     abstract = True
@@ -33,6 +34,44 @@ class Job(Task):  # type: ignore[misc]
     retry_policy: RetryPolicy | None = None
     job_queue: str | None = None
     track = False
+    unique_for: float | None = None
+
+    def apply_async(self, args: Any = None, kwargs: Any = None, task_id: str | None = None, **options: Any) -> Any:
+        """Celery's. A job with `unique_for` gets the id of an equal one that was submitted within that time.
+
+        Not where the caller gives the id, as a group, a chain and a retry do.
+        """
+        if self.unique_for is None or task_id is not None or self.app.conf.task_always_eager:
+            return super().apply_async(args, kwargs, task_id=task_id, **options)
+        from ackline.consumers.jobs import unique
+        from ackline.consumers.jobs.database import engine
+
+        return self.AsyncResult(unique.submit(engine(), self, args or (), kwargs or {}, wire.uuid7(), options))
+
+    def progress(self, done: float, text: str = "") -> None:
+        """Tell whoever watches the job that runs now how far it is: *done* from 0 to 1, and *text* for a person.
+
+        Call it as often as you like: what comes within a second of the last is left out.
+        """
+        request = self.request
+        at = time.monotonic()
+        if request.called_directly or at - vars(request).get("told_at", -1.0) < 1.0:
+            return
+        request.told_at = at
+        self.update_state(state="PROGRESS", meta={"progress": max(0.0, min(done, 1.0)), "progress_text": text})
+
+    def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
+        """As `delay`, once the transaction of Django's default connection is committed; see `apply_async_on_commit`."""
+        self.apply_async_on_commit(args, kwargs)
+
+    def apply_async_on_commit(self, *args: Any, **options: Any) -> None:
+        """As `apply_async`, once the transaction of Django's default connection is committed.
+
+        A process that dies in between publishes nothing: `ackline.consumers.django.add` is for what must not be lost.
+        """
+        from django.db import transaction
+
+        transaction.on_commit(partial(self.apply_async, *args, **options))
 
 
 @overload
@@ -50,15 +89,17 @@ def job(*function: Callable[..., Any], **options: Any) -> Any:
     `schedule`; without one a job that raises goes to review at once. soft_time_limit, time_limit: how long one try may
     run ("30s", or seconds): the first raises `SoftTimeLimitExceeded` in it, the second kills its process, and it goes
     to review. queue: `"video"` has jobs of their own in the queue `ackline.jobs.video`. track: each delivery is
-    accounted for by id. All else is as in Celery's `app.task`: `bind`, `autoretry_for`, `ignore_result`, `rate_limit`.
+    accounted for by id. unique_for: how long an equal job, of the same arguments, is not submitted again ("10m"): who
+    tries gets the id of the first; such a job is published by `ackline relay`. All else is as in Celery's `app.task`:
+    `bind`, `autoretry_for`, `ignore_result`, `rate_limit`.
 
     It may raise `RetryLater(delay)`, `Reject(reason)`, and Celery's `Retry`, `Reject` and `Ignore`.
     """
     from ackline.consumers.jobs.app import app
 
-    for limit in ("soft_time_limit", "time_limit"):
-        if options.get(limit) is not None:
-            options[limit] = seconds(options[limit])
+    for duration in ("soft_time_limit", "time_limit", "unique_for"):
+        if options.get(duration) is not None:
+            options[duration] = seconds(options[duration])
     return app.task(*function, **options)
 
 
@@ -88,6 +129,7 @@ def keep_to_policy(task: Any) -> None:
 
     @wraps(task.run)
     def run(*args: Any, **kwargs: Any) -> Any:
+        task.request.began = wire.now()
         try:
             return task._tried(*args, **kwargs)
         except _SAID:

@@ -9,6 +9,7 @@ from billiard.exceptions import Terminated, WorkerLostError
 from celery import exceptions as celery_exceptions
 from celery.utils.serialization import get_pickled_exception
 from celery.worker.request import Request
+from celery.worker.state import task_ready
 
 from ackline.consumers.handling import HANDLED, Settlement, nameable
 from ackline.consumers.jobs import ending
@@ -78,8 +79,11 @@ class JobRequest(Request):  # type: ignore[misc]
             self._settle(ending.requeued(self._message, nameable(error)))
         elif not isinstance(error, _LEFT) and not (isinstance(error, WorkerLostError) and self._success_was_stored()):
             self._fail(nameable(error), str(exc_info.traceback))
-        if isinstance(error, MemoryError):  # Celery would end the worker for it
-            self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
+        if isinstance(error, MemoryError | celery_exceptions.BackendStoreError):
+            # Celery would end the worker for the first, and wait for the database once more for the other.
+            task_ready(self)
+            if isinstance(error, MemoryError):
+                self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
         else:
             if isinstance(error, celery_exceptions.Reject) and not error.requeue:  # of which Celery stores nothing
                 self.task.backend.mark_as_failure(

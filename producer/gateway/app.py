@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.metadata import entry_points
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -79,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         publisher.start()
         acceptance = Acceptance(publisher, engine, settings.outbox_most)
         idempotency = Idempotency(engine)
+        app.state.watchings = []  # whose streams end first when it stops
         cleaning = asyncio.create_task(idempotency.keep_clean())
         try:
             await acceptance.start()
@@ -135,6 +137,10 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(files.router)
     app.include_router(contracts.router)
     app.include_router(status.router)
+    for point in entry_points(group="ackline.routes"):
+        router = point.load()(settings)
+        if router is not None:
+            app.include_router(router)
     app.get("/healthz", summary="The process is alive", include_in_schema=False)(healthz)
     app.get("/readyz", summary="Messages are accepted", include_in_schema=False)(readyz)
     return app
