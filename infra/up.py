@@ -139,8 +139,11 @@ def _roles(running: Settings, *, own_sink: bool, with_flower: bool) -> list[Role
     def role(name: str, *arguments: str, ready_url: str | None = None) -> Role:
         return Role(name, (sys.executable, "-m", "ackline.infra", name, *arguments), told, ready_url)
 
-    roles = [role("reviewer"), role("relay"), role("worker")]
-    if any(is_job_queue(queue.name) for queue in consumer_queues(running)):
+    roles = [role("reviewer"), role("relay")]
+    are_jobs = [is_job_queue(queue.name) for queue in consumer_queues(running)]
+    if not (are_jobs and all(are_jobs)):  # of an application that has neither, the worker says so
+        roles.append(role("worker"))
+    if any(are_jobs):
         roles.append(role("jobs"))
     if any(point.load()(running) for point in entry_points(group="ackline.schedules")):
         roles.append(role("beat"))
