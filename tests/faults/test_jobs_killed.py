@@ -45,10 +45,11 @@ WINDOW = 60
 PARTS = (PROCESS, PARENT, ALL) = ("process", "parent", "parent and processes")
 BROKER = (KILLED, STOPPED) = ("broker killed", "broker stopped")
 CONCURRENCY = 2
-DEADLINE = 900.0
+#: Seconds for what ours does, and for what plain Celery may do.
+DEADLINE, PLAIN_DEADLINE = 900.0, 120.0
 PLAIN_QUEUE = "celery"
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600 if LONG else 900)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600 if LONG else 1800)]
 
 
 class Worker(RoleProcess):
@@ -118,16 +119,20 @@ def test_every_job_ends_or_is_in_review_whoever_is_killed(
         kills = _kills(chance)
         with Publishing(_ours(settings)) as publishing, Publishing(_plain(settings)) as plain_publishing:
             for kill, point in kills:
-                for each in (publishing, plain_publishing):
-                    each.publish_to(point + WINDOW)
+                publishing.publish_to(point + WINDOW)
                 until(lambda: over() >= point, deadline=DEADLINE, what=f"{point} jobs to end")  # noqa: B023
+                if kill not in BROKER:
+                    ours.lose(kill, number := chance.randrange(CONCURRENCY))
+                # Its jobs come now, so that it is in the middle of them, too, however quick it was.
+                before = len(tallied(plain_notes))
+                plain_publishing.publish_to(point + WINDOW)
+                with _as_it_may():
+                    until(lambda: len(tallied(plain_notes)) > before, deadline=PLAIN_DEADLINE)  # noqa: B023
                 if kill in BROKER:
                     (own_broker.kill if kill == KILLED else own_broker.stop)()
                     own_broker.start()
                 else:
-                    number = chance.randrange(CONCURRENCY)
-                    for worker in (ours, plain):
-                        worker.lose(kill, number)
+                    plain.lose(kill, number)
             for each in (publishing, plain_publishing):
                 each.publish_to(SENT)
                 each.finish()
@@ -139,8 +144,9 @@ def test_every_job_ends_or_is_in_review_whoever_is_killed(
 
         until(lambda: missing() == set(), deadline=DEADLINE, what="every job to end, or be in review")
         # Stopped and started until nothing is left: so what a worker holds is counted, too.
-        _let_finish(settings, ours, [JOBS, DEAD, UNROUTED, *(tier for tier, _ in RETRY_TIERS)])
-        _let_finish(settings, plain, [PLAIN_QUEUE])
+        _let_finish(settings, ours, [JOBS, DEAD, UNROUTED, *(tier for tier, _ in RETRY_TIERS)], DEADLINE)
+        with _as_it_may():
+            _let_finish(settings, plain, [PLAIN_QUEUE], PLAIN_DEADLINE)
         reviewed = _in_review(engine)
         assert missing() == set()
 
@@ -236,7 +242,14 @@ def _in_review(engine: Engine) -> dict[str, str]:
         return {row.message_id: row.reason for row in rows}
 
 
-def _let_finish(settings: Settings, worker: Worker, queues: list[str]) -> None:
+@contextmanager
+def _as_it_may() -> Iterator[None]:
+    """What plain Celery does not do is said at the end, by what it lacks, and is no failure."""
+    with contextlib.suppress(AssertionError):
+        yield
+
+
+def _let_finish(settings: Settings, worker: Worker, queues: list[str], deadline: float) -> None:
     """Have *worker* finish what is in *queues*, held by it or not, and stop it."""
 
     def left() -> int:
@@ -244,7 +257,7 @@ def _let_finish(settings: Settings, worker: Worker, queues: list[str]) -> None:
             return sum(map(client.ready, queues))
 
     while True:
-        until(lambda: left() == 0, deadline=DEADLINE, what=f"{queues} to be empty")
+        until(lambda: left() == 0, deadline=deadline, what=f"{queues} to be empty")
         worker.stop()
         if left() == 0:
             return
