@@ -371,3 +371,26 @@ def test_a_tracked_job_is_reported_at_each_step(sending: Sending, client: Client
         assert {event["consumer"] for event in told} == {JOBS}
         id_ = sending.send("fail", "boom", headers={wire.TRACK: True})
         until(lambda: events() == [("dead", 1, "ValueError: boom")])
+
+
+# --- remote control ---------------------------------------------------------------------------------------------------
+
+
+def test_celerys_remote_control_works_where_every_deprecated_feature_is_denied(
+    sending: Sending, vhost: Vhost, tmp_path: Path
+) -> None:
+    with sending.worker() as worker:
+        inspect = sending.app.control.inspect(timeout=1.0)
+        ((node, queues),) = until(inspect.active_queues, what="an answer").items()
+        assert node.startswith(f"jobs-{worker.pid}@")
+        assert [queue["name"] for queue in queues] == [JOBS, job_queue("video")]
+        id_ = sending.send("wait", "a")
+        until(lambda: [task["id"] for tasks in (inspect.active() or {}).values() for task in tasks] == [id_])
+        sending.app.control.revoke(id_, terminate=True, signal="SIGKILL")
+        until(lambda: not any((inspect.active() or {"": [1]}).values()), what="it to be ended")
+        with vhost.api() as api:
+            listed = api.get(f"/api/queues/{vhost.path}").raise_for_status().json()
+        assert all(queue["durable"] or queue["exclusive"] for queue in listed)
+        (tmp_path / "gate").touch()
+        sending.send("add", 1, 1)
+        sending.wait_for("wait a", "add 1 1")
