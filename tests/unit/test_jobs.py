@@ -27,8 +27,8 @@ from ackline.infra.settings import Settings
 BODY = b"[[1], {}, {}]"
 
 
-def _message(exchange: str = MESSAGES, redelivered: bool = False, **headers: Any) -> JobMessage:
-    told = {"task": "add", "id": "id-1", "retries": 7} | headers
+def _message(headers: dict[str, Any] | None = None, exchange: str = MESSAGES, redelivered: bool = False) -> JobMessage:
+    told = {"task": "add", "id": "id-1", "retries": 7} | (headers or {})
     properties = Properties(message_id="id-1", content_type="application/json", headers=told)
     delivery = Delivery(exchange, JOBS, properties, BODY, redelivered)
     return JobMessage(delivery, JOBS, "host:1", lambda message, settlement: None)
@@ -66,7 +66,7 @@ def test_the_reason_is_one_that_a_person_understands(
 
 def test_headers_are_believed_only_on_what_ackline_sent() -> None:
     forged = {wire.ATTEMPT: 3, wire.REDRIVE: "r-1", wire.HISTORY: "[]", DELIVERIES: 9, wire.TRACK: True, "customer": 1}
-    new, back = _message(**forged), _message(RETURN, **forged)
+    new, back = _message(forged), _message(forged, RETURN)
     assert {"customer": 1, wire.TRACK: True}.items() <= new.headers.items()
     assert not {wire.ATTEMPT, wire.REDRIVE, wire.HISTORY, DELIVERIES} & set(new.headers)
     assert (new.headers["retries"], new.trail.redrive, new.came_before) == (0, None, False)
@@ -75,17 +75,16 @@ def test_headers_are_believed_only_on_what_ackline_sent() -> None:
 
 def test_a_redrive_begins_anew() -> None:
     times = {"eta": "2026-01-01T00:00:00+00:00", "expires": "2026-01-01T00:00:00+00:00"}
-    assert {"eta": None, "expires": None, "retries": 0}.items() <= _message(
-        RETURN, **times, **{wire.REDRIVE: "r-1"}
-    ).headers.items()
-    assert _message(RETURN, **times).headers["expires"] == times["expires"], "a retry goes on"
+    headers = _message(times | {wire.REDRIVE: "r-1"}, RETURN).headers
+    assert {"eta": None, "expires": None, "retries": 0}.items() <= headers.items()
+    assert _message(times, RETURN).headers["expires"] == times["expires"], "a retry goes on"
 
 
 def test_only_tracked_and_redriven_jobs_are_reported() -> None:
     assert ending.handled(_message()) is HANDLED
     tracked, redriven = (
-        ending.handled(_message(**{wire.TRACK: True})),
-        ending.handled(_message(RETURN, **{wire.REDRIVE: "r-1"})),
+        ending.handled(_message({wire.TRACK: True})),
+        ending.handled(_message({wire.REDRIVE: "r-1"}, RETURN)),
     )
     for settlement in (tracked, redriven):
         assert settlement.report is not None
@@ -93,11 +92,11 @@ def test_only_tracked_and_redriven_jobs_are_reported() -> None:
 
 
 def test_a_job_that_ends_its_worker_over_and_over_goes_to_review() -> None:
-    waits = ending.awaiting_another(_message(RETURN, redelivered=True, **{"x-delivery-count": 2, DELIVERIES: 4}))
+    waits = ending.awaiting_another(_message({"x-delivery-count": 2, DELIVERIES: 4}, RETURN, redelivered=True))
     (outgoing,) = waits.outgoing
     assert outgoing.exchange == "ackline.retry.15s"
     assert outgoing.properties.headers.number(DELIVERIES) == 7
-    ends = ending.awaiting_another(_message(RETURN, redelivered=True, **{"x-delivery-count": 2, DELIVERIES: 20}))
+    ends = ending.awaiting_another(_message({"x-delivery-count": 2, DELIVERIES: 20}, RETURN, redelivered=True))
     (outgoing,) = ends.outgoing
     assert outgoing.exchange == DEAD
     assert outgoing.properties.headers.text(wire.REASON) == "its worker died or lost it 23 times"
@@ -106,7 +105,7 @@ def test_a_job_that_ends_its_worker_over_and_over_goes_to_review() -> None:
 @pytest.mark.parametrize("name", ["task", "id"])
 def test_a_message_that_is_no_job_says_what_it_lacks(name: str) -> None:
     with pytest.raises(InvalidBody, match=f"its headers lack '{name}'"):
-        _message(**{name: 3}).check()
+        _message({name: 3}).check()
 
 
 def test_a_job_without_a_policy_is_retried_only_when_it_asks_for_it() -> None:
