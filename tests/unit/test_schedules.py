@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import itertools
+import re
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from pydantic import BaseModel
 
-from ackline.consumers.schedules import Missed, schedule
+from ackline.consumers.scheduled import anything
+from ackline.consumers.schedules import Missed, rows, schedule
 from ackline.consumers.schedules.due import BATCH, Due, due
 from ackline.consumers.schedules.schedule import Origin, _schedules, declared
 from ackline.consumers.schedules.targets import id_of
 from ackline.consumers.schedules.timing import Timing, latest, ticks, timing
+from ackline.infra.database import opened, writing
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.settings import Settings
+from ackline.infra.up import _roles
 from ackline.producer import message
+from tests.documented import load, section_of, write_files
 
 MINUTE = timedelta(minutes=1)
 
@@ -355,3 +362,29 @@ def test_a_schedule_of_the_file_that_cannot_be_used_is_named(told: dict[str, Any
 def test_a_tick_always_has_the_same_id() -> None:
     assert id_of("count", TICK) == id_of("count", TICK)
     assert len({id_of("count", TICK), id_of("count", TICK + MINUTE), id_of("other", TICK)}) == 3
+
+
+def test_the_schedules_of_the_documentation_can_be_used(tmp_path: Path, own_registry: None) -> None:
+    (toml,) = re.findall(r"```toml\n(.*?)```", section_of("jobs.md", "Schedules"), re.DOTALL)
+    write_files("jobs.md", "Schedules", tmp_path)
+    load(tmp_path / "mornings.py")
+    assert set(_schedules) == {"greeting"}
+    found = declared(Settings(schedules=tuple(tomllib.loads(toml)["schedules"])))
+    assert {name: (origin, each.when) for name, (origin, each) in found.items()} == {
+        "greeting": (Origin.FILE, "30 7 * * mon-fri"),
+        "probe": (Origin.FILE, "every 30s"),
+    }
+
+
+def test_a_beat_runs_where_anything_is_scheduled(tmp_path: Path) -> None:
+    nothing = Settings(amqp_url="amqp://127.0.0.1:1/", database_url=f"sqlite:///{tmp_path / 'ackline.db'}")
+    assert not anything(nothing)
+    of_the_file = nothing.model_copy(update={"schedules": of_file().schedules})
+    assert anything(of_the_file)
+    roles = {True: of_the_file, False: nothing}
+    for expected, configured in roles.items():
+        found = {role.name for role in _roles(configured, own_sink=False, with_flower=False)}
+        assert ("beat" in found) == expected
+    with opened(nothing.database) as engine, writing(engine) as connection:
+        rows.add(connection, Origin.COMMAND_LINE, declared(of_the_file)["x"][1], TICK)
+    assert anything(nothing)
