@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner, Result
 from sqlalchemy import Connection, Engine, select
 
 from ackline.consumers.jobs import app
@@ -23,7 +24,9 @@ from ackline.consumers.schedules.leadership import Leadership
 from ackline.consumers.schedules.schedule import Origin, Schedule, parse
 from ackline.consumers.schedules.targets import id_of
 from ackline.infra import database
+from ackline.infra.cli import cli
 from ackline.infra.database import reading, writing
+from ackline.infra.errors import AcklineError
 from ackline.infra.names import BEAT, JOBS
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings, settings
@@ -387,33 +390,46 @@ def test_a_beat_without_rabbitmq_is_active_by_itself(ackline_settings: Settings)
 
 # --- the commands -----------------------------------------------------------------------------------------------------
 
-TOLD: Any = {"ACKLINE_APP": "tests.relaying,tests.job_app", "ACKLINE_ACTOR": "ada"}
-OF_FILE = {"name": "of-file", "when": "0 8 * * *", "timezone": "Asia/Shanghai", "job": "add", "args": [1, 2]}
+TOLD: Any = {"ACKLINE_APP": "tests.relaying", "ACKLINE_ACTOR": "ada"}
+OF_FILE = {
+    "name": "of-file",
+    "when": "0 8 * * *",
+    "timezone": "Asia/Shanghai",
+    "job": "test.schedules.add",
+    "args": [1, 2],
+}
 
 
 class Commands:
-    """`ackline schedules`."""
+    """`ackline schedules`, in this process."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def _run(self, arguments: tuple[str, ...]) -> Result:
+        settings.cache_clear()
+        return CliRunner().invoke(cli, ["schedules", *arguments])
 
     def __call__(self, *arguments: str) -> str:
-        done = run(self._settings, "schedules", *arguments, ACKLINE_SCHEDULES=json.dumps([OF_FILE]), **TOLD)
-        assert done.returncode == 0, done.stderr
+        done = self._run(arguments)
+        assert done.exception is None, done.exception
         return done.stdout
 
     def refused(self, *arguments: str) -> str:
-        done = run(self._settings, "schedules", *arguments, ACKLINE_SCHEDULES=json.dumps([OF_FILE]), **TOLD)
-        assert done.returncode in (1, 2), done.stdout
-        assert "Traceback" not in done.stderr
-        return done.stderr
+        done = self._run(arguments)
+        assert isinstance(done.exception, (AcklineError, SystemExit))
+        return done.stderr or str(done.exception)
 
     def listed(self) -> dict[str, dict[str, Any]]:
         return {each["name"]: each for each in map(json.loads, self("list", "--json").splitlines())}
 
 
-def test_schedules_are_listed_added_paused_run_and_removed(ackline_settings: Settings) -> None:
-    schedules = Commands(ackline_settings)
+@pytest.fixture
+def schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
+    told = {"ACKLINE_DATA_DIR": str(tmp_path), "ACKLINE_SCHEDULES": json.dumps([OF_FILE]), **TOLD}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    return Commands()
+
+
+def test_schedules_are_listed_added_paused_run_and_removed(schedules: Commands) -> None:
     assert schedules.listed()["of-file"]["state"] == "new"
     told = ("--message", "test.recorded", "--data", '{"number": 7}')
     assert "probe: added, next at 2" in schedules("add", "probe", "every 30s", *told, "--missed", "run once")
@@ -429,13 +445,13 @@ def test_schedules_are_listed_added_paused_run_and_removed(ackline_settings: Set
     assert schedules("resume", "of-file") == "of-file: resumed\n"
 
     id_ = schedules("run-now", "probe").strip()
-    engine = database.connect(ackline_settings.database)
+    engine = database.connect(settings().database)
     assert [row.message_id for row in waiting(engine)] == [id_]
     engine.dispose()
     listed = schedules.listed()
     assert (listed["probe"]["last_id"], listed["probe"]["origin"]) == (id_, "command line")
     eight = listed["of-file"]
-    assert (eight["state"], eight["runs"], eight["next_at"][10:]) == ("active", "job add", "T00:00:00Z")
+    assert (eight["state"], eight["runs"], eight["next_at"][10:]) == ("active", "job test.schedules.add", "T00:00:00Z")
     table = schedules("list")
     assert "paused: by ada, closed" in table
     assert "0 8 * * *" in table
@@ -450,18 +466,20 @@ def test_schedules_are_listed_added_paused_run_and_removed(ackline_settings: Set
     ("arguments", "said"),
     [
         (("every 30s", "--job", "nobody"), "has no job 'nobody'"),
-        (("every 30s", "--job", "add", "--args", "[1]"), "The job add does not take these arguments"),
-        (("every 30s", "--job", "add", "--args", "1,2"), "--args is no JSON"),
+        (
+            ("every 30s", "--job", "test.schedules.add", "--args", "[1]"),
+            "The job test.schedules.add does not take these arguments",
+        ),
+        (("every 30s", "--job", "test.schedules.add", "--args", "1,2"), "--args is no JSON"),
         (("every 30s", "--message", "nothing"), "There is no message type 'nothing'"),
         (("every 30s", "--message", "test.recorded", "--data", '{"number": "x"}'), "The data is no test.recorded"),
-        (("now and then", "--job", "add"), "'now and then' is no timing"),
+        (("now and then", "--job", "test.schedules.add"), "'now and then' is no timing"),
         (("every 30s",), "name a job or a message"),
     ],
 )
 def test_a_schedule_that_could_not_be_run_is_not_added(
-    ackline_settings: Settings, arguments: tuple[str, ...], said: str
+    schedules: Commands, arguments: tuple[str, ...], said: str
 ) -> None:
-    schedules = Commands(ackline_settings)
     assert said in schedules.refused("add", "wrong", *arguments)
     assert set(schedules.listed()) == {"of-file"}
 

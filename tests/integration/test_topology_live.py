@@ -63,7 +63,7 @@ def test_after_apply_there_is_no_difference_and_apply_may_be_repeated(ackline_se
 
 def test_before_apply_everything_is_named_as_missing(ackline_settings: Settings) -> None:
     lines = diff(ackline_settings)
-    assert len(lines) == 14 + 12
+    assert len(lines) == 14 + 13
     assert "queue 'email' is missing; `ackline topology apply` creates it" in lines
 
 
