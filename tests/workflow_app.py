@@ -32,10 +32,12 @@ def collect_deadly(values: Any) -> Any:
     return values
 
 
-@before_task_publish.connect(sender="collect-deadly")
 def _die(**_: Any) -> None:
     if not is_mended():
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+before_task_publish.connect(_die, sender="collect-deadly")
 
 
 @job(name="plus")

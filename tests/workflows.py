@@ -54,7 +54,8 @@ class Workflows(Sending):
 
     def send_again(self, letters: int) -> None:
         """Wait for so many to be in review, and send each again, successfully. Needs a reviewer."""
-        self.retry(until(lambda: len(found := self.in_review()) == letters and found, what="what failed in review"))
+        until(lambda: len(self.in_review()) == letters, what="what failed in review")
+        self.retry(self.in_review())
 
     def retry(self, letters: list[int]) -> None:
         """Send each dead letter again, successfully. Needs a reviewer."""

@@ -17,6 +17,7 @@ first failure, so that a part that is sent again completes nothing; results expi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -47,6 +48,8 @@ class Chords:
     """Mixed into a result backend: its chords are rows of the database, wherever it has its results."""
 
     app: Any
+    store_result: Callable[..., Any]
+    chord_error_from_stack: Callable[..., Any]
 
     #: Of backends that count: they would put their own `apply_chord` over this one.
     implements_incr = False

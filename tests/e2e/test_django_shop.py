@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +77,7 @@ class Shop:
         return done.stdout + done.stderr
 
     @contextmanager
-    def roles(self, *names: str) -> Iterator[list[RoleProcess]]:
+    def roles(self, *names: str) -> Iterator[Sequence[RoleProcess]]:
         """`manage.py ackline` with each of *names*, ready; killed at the end."""
         with ExitStack() as stack:
             started = []

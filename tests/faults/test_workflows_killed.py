@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,10 @@ def _kill(worker: RoleProcess, number: int) -> None:
     os.kill(processes[number % len(processes)], signal.SIGKILL)
 
 
+def _is_past(ended: Callable[[], set[str]], least: int) -> bool:
+    return len(ended()) >= least
+
+
 def test_every_chain_and_chord_ends_whoever_is_killed(flows: Workflows, say: Callable[[str], None]) -> None:
     with role(flows.settings, "reviewer"), flows.worker(concurrency=2) as worker:
         expected = {str(_publish(flows, number)) for number in range(FLOWS)}
@@ -73,7 +78,8 @@ def test_every_chain_and_chord_ends_whoever_is_killed(flows: Workflows, say: Cal
 
         for kill in range(KILLS):
             # Spread over the run: each when so many have ended.
-            until(lambda kill=kill: len(ended()) >= FLOWS * kill // (KILLS + 1), deadline=300, what="some to end")
+            least = FLOWS * kill // (KILLS + 1)
+            until(partial(_is_past, ended, least), deadline=300, what=f"{least} to end")
             _kill(worker, kill)
         while ended() != expected:
             # What was in a process that was killed is in review; the rest goes on by itself.

@@ -47,7 +47,7 @@ def _database_url(using: str = "default") -> str:
     if connections[using].vendor == "sqlite":
         return f"sqlite:///{told['NAME']}"
     host = told["HOST"] or None
-    query = {}
+    query: dict[str, str] = {}
     if host and host.startswith("/"):  # the folder of a socket
         host, query = None, {"host": host}
     url = URL.create(
