@@ -11,9 +11,15 @@ from typing import Any
 from celery import exceptions as celery_exceptions
 from pydantic import BaseModel
 
-from ackline.consumers import fixed
+from ackline.consumers import RetryLater, fixed
 from ackline.consumers.jobs import Job, job
+from ackline.producer import message
 from tests.asking import FOLDER
+
+
+@message("noted", track=True)
+class Noted(BaseModel):
+    """No job, and nobody takes it."""
 
 
 class Size(BaseModel):
@@ -65,6 +71,11 @@ def tell(self: Job, file: str) -> str:
 @job(name="wait")
 def wait(file: str) -> None:
     wait_for(file)
+
+
+@job(name="retry later", max_retries=3)
+def retry_later() -> None:
+    raise RetryLater("1h", "the shop is closed")
 
 
 @job(name="retry once", retry=fixed(attempts=2, delay="1s"), bind=True)
