@@ -46,17 +46,15 @@ def _database_url(using: str = "default") -> str:
     told = connections[using].settings_dict
     if connections[using].vendor == "sqlite":
         return f"sqlite:///{told['NAME']}"
-    host = told["HOST"] or None
-    query: dict[str, str] = {}
-    if host and host.startswith("/"):  # the folder of a socket
-        host, query = None, {"host": host}
+    host = told["HOST"] or ""
+    is_socket = host.startswith("/")  # the folder of one
     url = URL.create(
         "postgresql",
         username=told["USER"] or None,
         password=told["PASSWORD"] or None,
-        host=host,
+        host=None if is_socket else host or None,
         port=int(told["PORT"]) if told["PORT"] else None,
         database=told["NAME"],
-        query=query,
+        query={"host": host} if is_socket else {},
     )
     return url.render_as_string(hide_password=False)
