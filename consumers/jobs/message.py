@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
@@ -105,10 +106,15 @@ class JobMessage(Message):  # type: ignore[misc]
 
 def _headers(delivery: Delivery, trail: wire.Trail) -> dict[str, Any]:
     """The headers as Celery and the job see them. Of ours there are only those that Ackline wrote."""
-    trusted = delivery.exchange == RETURN
-    kept = delivery.properties.headers.select(lambda name: trusted or wire.travels(name) or name == wire.TRACK.encode())
-    told = kept.decoded()
+    headers = delivery.properties.headers
+    told = (headers if delivery.exchange == RETURN else headers.select(_is_believed)).decoded()
     told["retries"] = trail.attempt - 1
     if trail.redrive is not None and trail.attempt == 1:  # it begins anew: its times were those of the first run
         told["eta"] = told["expires"] = None
     return told
+
+
+@lru_cache(maxsize=1024)
+def _is_believed(name: bytes) -> bool:
+    """Whether a header of that name is the publisher's, wherever it was published."""
+    return wire.travels(name) or name == wire.TRACK.encode()

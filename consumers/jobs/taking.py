@@ -44,8 +44,9 @@ log = logging.getLogger(__name__)
 
 #: Seconds for one confirm of a settlement before it is tried again.
 _CONFIRM_SECONDS = 15.0
-#: Seconds for which reports are collected.
-_REPORT_SECONDS = 0.01
+#: Seconds for which reports are collected, and answers. Jobs end one by one, and a wake-up of the I/O thread for each
+#: costs a quarter of what a short one does.
+_REPORT_SECONDS, _ANSWER_SECONDS = 0.01, 0.005
 #: Weight of the newest measured time.
 _WEIGHT = 0.1
 #: Settlements that are kept for deliveries that were lost.
@@ -96,6 +97,7 @@ class Taking:
                 deliver=self._deliver,
                 consuming=partial(self._began, queue),
                 arguments={"x-consumer-timeout": int(consumer_timeout * 1000)},
+                gather=_ANSWER_SECONDS,
             )
             for queue in queues
         }

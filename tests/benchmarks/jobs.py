@@ -30,7 +30,7 @@ _PUBLISHED, _RUN, _CPU, _UNTIL = "published per second", "messages per second", 
 
 def run(bench: Bench) -> str:
     """One table."""
-    count, one_by_one = bench.scaled(15_000), bench.scaled(500)
+    count, one_by_one = bench.scaled(8_000), bench.scaled(500)
     tried = {prefetch: _plain(bench, prefetch, max(count // 10, 1), 1)[_RUN] for prefetch in _PREFETCH}
     for prefetch, rate in tried.items():
         print(f"plain Celery, prefetch {prefetch}: {rate:,.0f}", file=sys.stderr)
