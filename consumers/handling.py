@@ -141,7 +141,7 @@ def started(way: Way, delivery: Delivery, since: datetime) -> Report | None:
     trail = trail_of(way, delivery)
     if trail is None or not trail.track:
         return None
-    return _report("started", way, delivery, trail, at=since, error=_last_error(trail))
+    return report_of("started", way.worker, delivery, trail, at=since, error=_last_error(trail))
 
 
 def trail_of(way: Way, delivery: Delivery) -> wire.Trail | None:
@@ -174,7 +174,7 @@ def _failing_for(trail: wire.Trail) -> float:
 
 def park(way: Way, delivery: Delivery, trail: wire.Trail, delay: float) -> Settlement:
     """Back through a retry tier, without an attempt."""
-    return _settle_by_publishing(delivery, trail, retry_tier(delay)[0], way.consumer.name)
+    return settle_by_publishing(delivery, trail, retry_tier(delay)[0], way.consumer.name)
 
 
 def settle(
@@ -205,9 +205,9 @@ def settle(
         report = None
         if trail.track:
             shown_due = due or wire.due_in(waits)
-            report = _report("retried", way, delivery, trail, error=_last_error(trail), due=shown_due)
+            report = report_of("retried", way.worker, delivery, trail, error=_last_error(trail), due=shown_due)
         trail = replace(trail, attempt=trail.attempt + 1, due=due)
-        return _settle_by_publishing(delivery, trail, tier, consumer.name, report=report)
+        return settle_by_publishing(delivery, trail, tier, consumer.name, report=report)
     reason = mask(decision.reason)
     log.error("%s: %s goes to review: %s", consumer.name, what, reason)
     return _dead(way, delivery, trail, reason, failure.error, mask)
@@ -278,7 +278,9 @@ def read(way: Way, delivery: Delivery, trail: wire.Trail | None) -> tuple[Any, C
 def _tell(way: Way, delivery: Delivery, trail: wire.Trail, done: float, text: str) -> None:
     assert way.tell is not None  # noqa: S101
     at, error = wire.now(), _last_error(trail)
-    way.tell(delivery, partial(_report, "progress", way, delivery, trail, at=at, error=error, progress=(done, text)))
+    way.tell(
+        delivery, partial(report_of, "progress", way.worker, delivery, trail, at=at, error=error, progress=(done, text))
+    )
 
 
 def _foreign_type(consumer: Consumer, type_: str, routing_key: str) -> str:
@@ -299,7 +301,7 @@ def _faults(type_: str, error: ValidationError) -> str:
 
 
 def _succeeded(way: Way, delivery: Delivery, trail: wire.Trail, context: Context | None) -> Settlement:
-    report = _report("handled", way, delivery, trail) if trail.track or trail.redrive is not None else None
+    report = report_of("handled", way.worker, delivery, trail) if trail.track or trail.redrive is not None else None
     if context is None or not context.has_enlisted:
         return Settlement(report=report) if report is not None else HANDLED
     enlisted = tuple(Outgoing(*message) for message in context.enlisted())
@@ -314,9 +316,9 @@ def cannot_be_sent(way: Way, delivery: Delivery, error: BaseException) -> Settle
     return _dead(way, delivery, failed, reason, error)
 
 
-def _report(
+def report_of(
     event: str,
-    way: Way,
+    worker: str,
     delivery: Delivery,
     trail: wire.Trail,
     *,
@@ -325,6 +327,7 @@ def _report(
     due: datetime | None = None,
     progress: tuple[float, str] | None = None,
 ) -> Report:
+    """The report of *event*: see the table above. worker: `host:pid`."""
     told: dict[str, Any] = {
         "event": event,
         "message_id": wire.message_id(delivery.properties),
@@ -332,7 +335,7 @@ def _report(
         "type": wire.message_type(delivery.properties, trail.routing_key),
         "attempt": trail.attempt,
         "at": (at or wire.now()).isoformat(),
-        "worker": way.worker,
+        "worker": worker,
     }
     if trail.redrive is not None:
         told["redrive"] = trail.redrive
@@ -360,20 +363,26 @@ def _dead(
         key = delivery.properties.headers.text(wire.KEY)
         whose = order.by if key is None else f"{order.by} = {wire.cut(key, wire.MAX_KEY)}"
         reason = wire.cut(reason, wire.MAX_REASON // 2) + f" (ordered by {whose}: later messages of this key go on)"
-    reason = wire.cut(_printable(reason), wire.MAX_REASON)
-    extra = {wire.REASON: reason}
-    if not isinstance(error, InvalidBody):  # its stack is ours, and says nothing about the message
-        shown = mask("".join(traceback.format_exception(error)))
-        extra[wire.TRACEBACK] = wire.cut_start(_printable(shown), wire.MAX_TRACEBACK)
-    report = _report("dead", way, delivery, trail, error=reason) if trail.track else None
-    return _settle_by_publishing(delivery, trail, DEAD, str(trail.consumer), extra, report)
+    # The stack of an invalid body is ours, and says nothing about the message.
+    told = None if isinstance(error, InvalidBody) else mask("".join(traceback.format_exception(error)))
+    extra = said_of_dead(reason, told)
+    report = report_of("dead", way.worker, delivery, trail, error=extra[wire.REASON]) if trail.track else None
+    return settle_by_publishing(delivery, trail, DEAD, str(trail.consumer), extra, report)
+
+
+def said_of_dead(reason: str, traceback: str | None) -> dict[str, str]:
+    """The headers that say of a dead letter why, bounded."""
+    extra = {wire.REASON: wire.cut(_printable(reason), wire.MAX_REASON)}
+    if traceback is not None:
+        extra[wire.TRACEBACK] = wire.cut_start(_printable(traceback), wire.MAX_TRACEBACK)
+    return extra
 
 
 def _printable(value: str) -> str:
     return value.replace("\x00", "\\x00")
 
 
-def _settle_by_publishing(
+def settle_by_publishing(
     delivery: Delivery,
     trail: wire.Trail,
     exchange: str,
@@ -381,6 +390,7 @@ def _settle_by_publishing(
     extra: dict[str, Any] | None = None,
     report: Report | None = None,
 ) -> Settlement:
+    """Publish the message of *delivery* there, with its *trail* and *extra* headers; then report, and ack."""
     properties = wire.republished(delivery.properties, trail, extra)
     if not wire.fits_into_a_frame(properties):
         log.error(

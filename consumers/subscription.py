@@ -62,10 +62,12 @@ class Subscription:
         quiet: Callable[[], bool] = lambda: True,
         voided: Callable[[], None] = lambda: None,
         arguments: Mapping[str, Any] | None = None,
+        gather: float = 0.0,
     ) -> None:
         """prefetch: unacked deliveries at most, to begin with. consuming: called when the broker has begun to deliver.
 
-        voided: called when the channel is gone, and so its deliveries. arguments: of `basic.consume`.
+        voided: called when the channel is gone, and so its deliveries. arguments: of `basic.consume`. gather: seconds
+        for which answers may wait for others, so that the I/O thread wakes up once for all of them.
 
         quiet: whether nothing more is to be expected soon, so that an answer should go out at once.
         """
@@ -83,6 +85,7 @@ class Subscription:
         self._quiet = quiet
         self._voided = voided
         self._arguments = dict(arguments or {})
+        self._gather = gather
         self._channel: Channel | None = None
         #: Consumer tag of the subscription that is wanted; None while there is to be none.
         self._tag: str | None = None
@@ -107,7 +110,7 @@ class Subscription:
         self._finished.append(delivery)
         if not self._woken and (len(self._finished) >= FLUSH_AT or self._quiet()):
             self._woken = True
-            self._link.call(self.flush)
+            self._link.call(self._flush_soon if self._gather else self.flush)
 
     def reject(self, delivery: Delivery) -> None:
         """Have the broker dead-letter this delivery."""
@@ -216,6 +219,9 @@ class Subscription:
             answers.send()
         if self._stopping and self._is_busy:
             self._busy_at = time.monotonic()
+
+    def _flush_soon(self) -> None:
+        self._link.later(self._gather, self.flush)
 
     def flush_all(self) -> None:
         """Send every answer now, without waiting for a run."""

@@ -32,11 +32,12 @@ from sqlalchemy import Connection, Engine, delete, exists, select, update
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.outage import Outage
+from ackline.infra.retry_after import retry_after
 from ackline.infra.settings import Settings
 from ackline.infra.tables import IS_UNTOLD, AlertState, alerts, fingerprints
 from ackline.infra.wire import cut, now
 from ackline.producer import webhook
-from ackline.producer.callbacks import LONGEST_RETRY_AFTER, PAUSES, retry_after
+from ackline.producer.callbacks import LONGEST_RETRY_AFTER, PAUSES
 from ackline.producer.outbound import CALL_SECONDS, Answer, NotAllowed, Outbound, check
 
 log = logging.getLogger(__name__)

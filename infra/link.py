@@ -137,6 +137,7 @@ class Link:
     on_down(reason): called on the loop when an open connection is lost; its channels and delivery tags are void.
     on_refused(reason): called on the loop when the broker refuses the user, the password or the vhost.
     on_asyncio: runs on the asyncio loop that runs now, instead of an I/O thread.
+    heartbeat: seconds between heartbeats; both sides notice within two of them that the other is gone.
     """
 
     def __init__(
@@ -148,10 +149,12 @@ class Link:
         on_down: Callable[[AcklineError], None] = lambda reason: None,
         on_refused: Callable[[AcklineError], None] = lambda reason: None,
         on_asyncio: bool = False,
+        heartbeat: int = HEARTBEAT,
     ) -> None:
         self.name = name
         self.url = url
         self._parameters = parameters(url, name)
+        self._parameters.heartbeat = heartbeat
         self._on_up = on_up
         self._on_down = on_down
         self._on_refused = on_refused

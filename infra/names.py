@@ -28,6 +28,12 @@ OUTCOMES = "ackline.outcomes"
 CONTROL = "ackline.control"
 """Fanout exchange: what running workers are told at once, such as that a consumer is paused."""
 
+JOBS = "ackline.jobs"
+"""Queue: jobs, which Celery runs. Further ones are named `ackline.jobs.<name>`."""
+
+BEAT = "ackline.beat"
+"""Queue without messages: the beat that consumes it, exclusively, is the active one."""
+
 RESERVED_PREFIX = "ackline."
 """No consumer may have a name that begins so."""
 
@@ -44,9 +50,28 @@ RETRY_TIERS: tuple[tuple[str, int], ...] = (
 )
 
 
+def job_queue(name: str | None) -> str:
+    """The queue of the jobs of that name; None: the one that jobs go to when nothing else is said."""
+    return JOBS if name is None else f"{JOBS}.{name}"
+
+
+def is_job_queue(queue: str) -> bool:
+    """Whether it is a queue of jobs."""
+    return queue == JOBS or queue.startswith(f"{JOBS}.")
+
+
 def retry_tier(delay: float) -> tuple[str, int]:
     """The tier that holds a message for *delay* seconds: the shortest that is not shorter, else the longest."""
     for tier in RETRY_TIERS:
         if delay <= tier[1]:
             return tier
     return RETRY_TIERS[-1]
+
+
+def tier_within(delay: float) -> str:
+    """The longest tier that is over in *delay* seconds, or half a second later; else the shortest.
+
+    For what is parked again until it is due, and so is never early and at most about a second late.
+    """
+    within = [name for name, seconds in RETRY_TIERS if seconds <= delay + 0.5]
+    return within[-1] if within else RETRY_TIERS[0][0]

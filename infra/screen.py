@@ -14,16 +14,16 @@ from ackline.infra.running_broker import Broker, credentials
 from ackline.infra.settings import Settings
 
 
-def show(of: Settings, broker: Broker, *, gateway: str, desk: str, prefix: str = "") -> None:
+def show(of: Settings, broker: Broker, *, gateway: str, desk: str, flower: str | None = None, prefix: str = "") -> None:
     """Print the screen on standard output: with colours on a terminal, plain text elsewhere.
 
-    *gateway* and *desk* are addresses, *prefix* is what commands in another terminal need before them.
+    *gateway*, *desk* and *flower* are addresses, *prefix* is what commands in another terminal need before them.
     """
     console = Console(highlight=False, soft_wrap=True)
     console.print()
     console.print(Text("Ackline is running.", style="bold green"))
     console.print()
-    for name, value, note in _places(of, broker, gateway, desk):
+    for name, value, note in _places(of, broker, gateway, desk, flower):
         console.print(Text.assemble(f"  {name:<15}", (value, "bold"), f"   {note}" if note else ""))
     console.print()
     for title, commands in _tries(gateway, prefix + command()):
@@ -44,7 +44,9 @@ def command() -> str:
     return str(called) if called.name == "ackline" else "python -m ackline.infra"
 
 
-def _places(of: Settings, broker: Broker, gateway: str, desk: str) -> Sequence[tuple[str, str, str]]:
+def _places(
+    of: Settings, broker: Broker, gateway: str, desk: str, flower: str | None
+) -> Sequence[tuple[str, str, str]]:
     mail = of.data_dir / "mail"
     user, password = credentials(broker.amqp_url)
     sign_in = f"user {user}, password {password}" if broker.can_stop else "sign in as in ACKLINE_AMQP_URL"
@@ -53,6 +55,7 @@ def _places(of: Settings, broker: Broker, gateway: str, desk: str) -> Sequence[t
         ("Gateway", gateway, f"try it out: {gateway}/docs"),
         ("Desk", desk, f"dead letters over HTTP: {desk}/docs"),
         ("Management UI", broker.management_url or "unknown", sign_in),
+        *([("Flower", flower, "workers of jobs; sign in as to the management UI")] if flower else []),
         ("AMQP", amqp, ""),
         ("Mails", str(mail), "what email.send sent, one file each")
         if mail.is_dir()

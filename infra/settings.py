@@ -105,6 +105,10 @@ class Settings(BaseSettings):
     uploads_url: str | None = Field(
         default=None, description="fsspec URL of the folder of uploads; in the data folder when not set", repr=False
     )
+    public_url: str | None = Field(
+        default=None, description="http[s] address by which others reach the gateway, for links; else where it listens"
+    )
+    link_days: float = Field(default=7.0, gt=0, description="days that a link to a file works")
     metrics_open: bool = Field(default=False, description="whether /metrics of the gateway answers without a key")
     max_batch: int = Field(default=10_000, gt=0, description="messages in one request at most")
     max_batch_bytes: int = Field(default=16 * 1024 * 1024, gt=0, description="largest body of a batch")
@@ -125,6 +129,9 @@ class Settings(BaseSettings):
 
     desk_host: str = "127.0.0.1"
     desk_port: int = Field(default=8001, ge=0, le=65535)
+
+    flower_host: str = "127.0.0.1"
+    flower_port: int = Field(default=5555, ge=0, le=65535)
 
     alert_url: str | None = Field(
         default=None,
@@ -164,26 +171,79 @@ class Settings(BaseSettings):
         description="the broker's own consumer_timeout, which AMQP cannot ask for: a duration such as 30m, or seconds",
     )
 
+    job_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="processes that `ackline jobs` runs jobs in; else one for each processor",
+    )
+    job_consumer_timeout: Annotated[float, BeforeValidator(_seconds)] = Field(
+        default=86400.0,
+        gt=0,
+        description="how long a job may run before RabbitMQ 4.3 delivers it again; before 4.3 its own consumer_timeout",
+    )
+    results_url: str | None = Field(
+        default=None, description="Celery's URL of the results of jobs, such as redis://host:6379/0", repr=False
+    )
+
+    schedules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
+        default=(), description="schedules: a list, as JSON in a variable (ackline.consumers.schedules)"
+    )
+
+    results_keep_hours: float = Field(
+        default=24.0, gt=0, description="hours after the end of a job that its result is kept"
+    )
+
     approval_rules: Annotated[tuple[dict[str, Any], ...], NoDecode] = Field(
         default=(), description="what takes two people: a list of rules, as JSON in a variable (ackline.dlq.rules)"
     )
     approval_hours: float = Field(default=24.0, gt=0, description="how long a request waits for the second person")
+
+    thumbnail_sizes: Annotated[tuple[Annotated[int, Field(ge=16, le=4096)], ...], NoDecode] = Field(
+        default=(160, 640), description="comma-separated pixels of the longer side of thumbnails"
+    )
+    max_image_pixels: int = Field(
+        default=50_000_000, gt=0, description="pixels of an image, width times height, that handlers open at most"
+    )
+    report_font: Path | None = Field(
+        default=None, description="TrueType or OpenType font for PDF reports; Western European letters only if not set"
+    )
 
     smtp_url: str | None = Field(
         default=None, description="smtp[s]://[user:password@]host:port that `email.send` sends through", repr=False
     )
     mail_from: str = Field(default="ackline@localhost", description="sender of a mail that names none")
 
-    @field_validator("app", "api_keys", "callback_hosts", "cors_origins", "search_paths", "upload_types", mode="before")
+    daily_mail_to: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=(), description="comma-separated addresses that `mail.daily` writes to"
+    )
+
+    sms_url: str | None = Field(
+        default=None, description="http[s] address of the provider that `sms.send` sends through", repr=False
+    )
+    sms_token: str | None = Field(default=None, description="what the provider takes as a bearer token", repr=False)
+    sms_from: str = Field(default="Ackline", description="sender of a text, as the provider knows it")
+
+    @field_validator(
+        "app",
+        "api_keys",
+        "callback_hosts",
+        "cors_origins",
+        "daily_mail_to",
+        "search_paths",
+        "thumbnail_sizes",
+        "upload_types",
+        mode="before",
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return value
 
-    @field_validator("approval_rules", mode="before")
+    @field_validator("approval_rules", "schedules", mode="before")
     @classmethod
-    def _read_rules(cls, value: Any) -> Any:
+    def _read_tables(cls, value: Any) -> Any:
         try:
             return json.loads(value) if isinstance(value, str) else value
         except ValueError as error:
@@ -249,6 +309,11 @@ class Settings(BaseSettings):
     def uploads(self) -> str:
         """The fsspec URL of the folder of uploads: the one that is set, else in the data folder."""
         return self.uploads_url or f"file://{self.data_dir.absolute() / 'uploads'}"
+
+    @property
+    def gateway_url(self) -> str:
+        """The gateway's address for others, without a slash at its end."""
+        return (self.public_url or f"http://{self.gateway_host}:{self.gateway_port}").rstrip("/")
 
     @property
     def acting(self) -> str:

@@ -651,6 +651,95 @@ pauses = Table(
     Column("reason", Text, nullable=False),  # empty: not said
 )
 
+# --- jobs -------------------------------------------------------------------------------------------------------------
+
+job_chords = Table(
+    "job_chords",
+    metadata,
+    Column("id", Text, primary_key=True),  # of the group of its parts
+    Column("header", JSON, nullable=False),  # the ids of its parts in the order of their results; a list for each group
+    Column("created_at", UtcTime, nullable=False),
+    Column("failed_at", UtcTime),  # when its first part failed, and its error callbacks were called
+    Column("expires_at", UtcTime, index=True),  # None until its callback is published
+)
+
+job_chord_parts = Table(
+    "job_chord_parts",
+    metadata,
+    Column("task_id", Text, primary_key=True),
+    Column("chord_id", Text, ForeignKey(job_chords.c.id, ondelete="CASCADE"), nullable=False, index=True),
+    Column("result", Text),  # JSON; None until it has succeeded
+)
+
+job_results = Table(
+    "job_results",
+    metadata,
+    # What became of the last try of a job, as Celery tells it.
+    Column("id", Text, primary_key=True),
+    Column("name", Text),
+    Column("state", Text, nullable=False),  # Celery's, or one of the job's own that it gave to `update_state`
+    Column("attempt", Integer, nullable=False),  # number of the try, from 1
+    Column("result", Text),  # JSON: what it returned, {exc_type, exc_message, exc_module}, or what `update_state` got
+    Column("traceback", Text),
+    Column("children", Text),  # JSON: the results of the jobs that it published
+    Column("group_id", Text),
+    Column("parent_id", Text),
+    Column("worker", Text),  # None: it never ran, for what it waited for failed
+    Column("submitted_at", UtcTime),
+    Column("started_at", UtcTime),
+    Column("changed_at", UtcTime, nullable=False),
+    Column("finished_at", UtcTime),
+    Column("expires_at", UtcTime, nullable=False, index=True),
+)
+
+job_groups = Table(
+    "job_groups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("result", Text, nullable=False),  # JSON: the ids of its jobs, as Celery nests them
+    Column("expires_at", UtcTime, nullable=False, index=True),
+)
+
+unique_jobs = Table(
+    "unique_jobs",
+    metadata,
+    # Jobs of which an equal one is not submitted again: written in the transaction that puts the job into the outbox.
+    Column("key", LargeBinary(32), primary_key=True),  # SHA-256 of its name and arguments
+    Column("job_id", Text, nullable=False, index=True),
+    Column("expires_at", UtcTime, nullable=False, index=True),
+)
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("origin", Text, nullable=False),  # where it is declared
+    Column("declared", Boolean, nullable=False),  # whether it still is, as far as the active beat knows
+    Column("definition", JSON, nullable=False),  # the schedule, as `ackline.toml` has it
+    Column("covered_to", UtcTime, nullable=False),  # ticks up to then are over: run, or missed
+    Column("last_run_at", UtcTime),
+    Column("last_id", Text),  # of the message or job of that run
+    Column("error", Text),  # why it cannot be run at present
+    Column("paused_at", UtcTime),
+    Column("paused_by", Text),
+    Column("pause_reason", Text),  # empty: not said
+    CheckConstraint("origin IN ('application', 'file', 'command line')", name="origin"),
+    CheckConstraint("(paused_at IS NULL) = (paused_by IS NULL)", name="paused"),
+)
+
+schedule_runs = Table(
+    "schedule_runs",
+    metadata,
+    # The fence: a tick has one row, which is inserted with the message's own in the outbox.
+    Column("schedule", Text, primary_key=True),  # kept when the schedule is removed
+    Column("planned_at", UtcTime, primary_key=True),  # the tick; of a run that a person asked for, when that was
+    Column("at", UtcTime, nullable=False, index=True),
+    Column("message_id", Text, nullable=False),
+    Column("by", Text, nullable=False),  # the beat, or the person
+)
+
 # --- the gateway ------------------------------------------------------------------------------------------------------
 
 idempotency_keys = Table(

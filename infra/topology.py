@@ -19,6 +19,7 @@ from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.link import explain, parameters
 from ackline.infra.names import (
     ACCEPTED,
+    BEAT,
     CONTROL,
     DEAD,
     MESSAGES,
@@ -28,6 +29,7 @@ from ackline.infra.names import (
     RETURN,
     TRACKED,
     UNROUTED,
+    is_job_queue,
 )
 from ackline.infra.wire import KEY, SLOT, SLOTS
 
@@ -50,6 +52,8 @@ class TopologyNotPermitted(AcklineError):
 @dataclass(frozen=True, slots=True)
 class ConsumerQueue:
     """What the topology needs to know of a consumer: its name, and the message types that it takes.
+
+    A queue of jobs is one that takes what is published under its own name.
 
     shards: of an ordered consumer; 0 for one that is not.
     """
@@ -151,6 +155,8 @@ def topology(
         _queue(OUTCOMES, unlimited, [binding(outcomes, routing_key="#")]),
         # Without a dead-letter exchange: a copy that expires is nobody's delivery.
         _queue(ACCEPTED, unlimited, [binding(tracked, routing_key="#")]),
+        # Quorum queues let several consume exclusively.
+        Queue(BEAT, durable=True, auto_delete=False, queue_arguments={"x-queue-type": "classic"}),
         *[
             # The dead-letter exchange of a work queue is the final one, never a retry tier: delivery limit, then TTL,
             # then work again would be an automatic cycle.
@@ -211,7 +217,8 @@ def _shards(consumer: ConsumerQueue, by_slot: Exchange, foreign: Exchange) -> It
 def _check_names(consumers: Iterable[ConsumerQueue]) -> None:
     owners: dict[str, str] = {}
     for consumer in consumers:
-        check_consumer_name(consumer.name)
+        if not is_job_queue(consumer.name):
+            check_consumer_name(consumer.name)
         for queue in consumer.queues:
             other = owners.setdefault(queue, consumer.name)
             if other != consumer.name:

@@ -19,12 +19,14 @@ from ackline.infra import screen
 from ackline.infra.broker import launch
 from ackline.infra.data_folder import claim
 from ackline.infra.errors import AcklineError
+from ackline.infra.names import is_job_queue
 from ackline.infra.ports import LOOPBACK, free_port, is_free
 from ackline.infra.private_file import write_private
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import UP_FILE, Settings, settings
 from ackline.infra.sink import mail_folder
 from ackline.infra.supervisor import Role, Supervisor
+from ackline.infra.topology_commands import consumer_queues
 
 #: Seconds that a role of `ackline up` waits for what runs when it stops; all of it stops within 15.
 _GRACE_SECONDS = 3.0
@@ -37,7 +39,10 @@ _GRACE_SECONDS = 3.0
     "--port", type=click.IntRange(0, 65535), help="Port of the gateway; 0: a free one. [ACKLINE_GATEWAY_PORT]"
 )
 @click.option("--desk-port", type=click.IntRange(0, 65535), help="Port of the desk; 0: a free one. [ACKLINE_DESK_PORT]")
-def up(demo: bool, data_dir: Path | None, port: int | None, desk_port: int | None) -> None:
+@click.option(
+    "--with-flower", is_flag=True, help="Flower too, a page of the workers of jobs. Port: ACKLINE_FLOWER_PORT."
+)
+def up(demo: bool, data_dir: Path | None, port: int | None, desk_port: int | None, with_flower: bool) -> None:
     """Run all of Ackline on this machine: a broker, the roles, a mail sink. Ctrl-C stops all of it."""
     if data_dir is not None:
         os.environ["ACKLINE_DATA_DIR"] = str(data_dir)
@@ -51,20 +56,22 @@ def up(demo: bool, data_dir: Path | None, port: int | None, desk_port: int | Non
         with _signals(), claim(folder):
             (folder / UP_FILE).unlink(missing_ok=True)  # of one that was killed: its broker is gone
             settings.cache_clear()
-            _run(settings(), demo=demo, prefix=prefix)
+            _run(settings(), demo=demo, with_flower=with_flower, prefix=prefix)
     except _Stopped:
         _say("Stopped. Everything is kept in " + str(folder))
 
 
-def _run(configured: Settings, *, demo: bool, prefix: str) -> None:
+def _run(configured: Settings, *, demo: bool, with_flower: bool, prefix: str) -> None:
     """Start everything, show where it is, keep it running. Ends by `_Stopped`, or by the error that ended it."""
     gateway_port = _port("gateway", configured.gateway_port, "--port")
-    desk_port = _port("desk", configured.desk_port, "--desk-port", besides=gateway_port)
+    desk_port = _port("desk", configured.desk_port, "--desk-port", gateway_port)
     ports = {"gateway_port": gateway_port, "desk_port": desk_port}
+    if with_flower:
+        ports["flower_port"] = _port("flower", configured.flower_port, None, gateway_port, desk_port)
     with launch(configured, data_dir=configured.data_dir, say=_say) as broker:
         running = _with_addresses(configured, broker, ports)
         supervisor = Supervisor(
-            _roles(running, own_sink=configured.smtp_url is None),
+            _roles(running, own_sink=configured.smtp_url is None, with_flower=with_flower),
             log_folder=running.data_dir / "logs",
             say=_say,
             broker=broker,
@@ -73,20 +80,22 @@ def _run(configured: Settings, *, demo: bool, prefix: str) -> None:
             supervisor.start()
             gateway = f"http://{_reachable(running.gateway_host)}:{running.gateway_port}"
             desk = f"http://{_reachable(running.desk_host)}:{running.desk_port}"
-            screen.show(running, broker, gateway=gateway, desk=desk, prefix=prefix)
+            flower = f"http://{_reachable(running.flower_host)}:{running.flower_port}" if with_flower else None
+            screen.show(running, broker, gateway=gateway, desk=desk, flower=flower, prefix=prefix)
             if demo:
                 _feed(running)
             supervisor.watch()
 
 
-def _port(role: str, port: int, option: str, besides: int = 0) -> int:
+def _port(role: str, port: int, option: str | None, *besides: int) -> int:
     """The port that *role* will have, not *besides*. Raises `AcklineError` when another program listens there."""
     if port == 0:
-        return free_port(besides=(besides,))
-    if port == besides or not is_free(port):
+        return free_port(besides=besides)
+    if port in besides or not is_free(port):
+        ways = f"ACKLINE_{role.upper()}_PORT" + (f" or {option}" if option else "")
         raise AcklineError(
             f"Port {port}, which the {role} needs, is taken by another program: "
-            f"stop that, or choose another port with ACKLINE_{role.upper()}_PORT or {option}."
+            f"stop that, or choose another port with {ways}."
         )
     return port
 
@@ -111,7 +120,7 @@ def _with_addresses(configured: Settings, broker: Broker, ports: dict[str, int])
     )
 
 
-def _roles(running: Settings, *, own_sink: bool) -> list[Role]:
+def _roles(running: Settings, *, own_sink: bool, with_flower: bool) -> list[Role]:
     """What runs, in the order of starting: the reviewer first, since it brings the database's tables up to date."""
     told = {
         "ACKLINE_AMQP_URL": running.broker,
@@ -120,6 +129,7 @@ def _roles(running: Settings, *, own_sink: bool) -> list[Role]:
         "ACKLINE_SMTP_URL": running.smtp_url or "",
         "ACKLINE_GATEWAY_PORT": str(running.gateway_port),
         "ACKLINE_DESK_PORT": str(running.desk_port),
+        "ACKLINE_FLOWER_PORT": str(running.flower_port),
         "ACKLINE_GRACE_SECONDS": str(running.grace_seconds),
         "PYTHONUNBUFFERED": "1",  # so that a log is complete when its role dies
     }
@@ -129,13 +139,23 @@ def _roles(running: Settings, *, own_sink: bool) -> list[Role]:
     def role(name: str, *arguments: str, ready_url: str | None = None) -> Role:
         return Role(name, (sys.executable, "-m", "ackline.infra", name, *arguments), told, ready_url)
 
-    roles = [role("reviewer"), role("relay"), role("worker")]
+    roles = [role("reviewer"), role("relay")]
+    are_jobs = [is_job_queue(queue.name) for queue in consumer_queues(running)]
+    if not (are_jobs and all(are_jobs)):  # of an application that has neither, the worker says so
+        roles.append(role("worker"))
+    if any(are_jobs):
+        roles.append(role("jobs"))
+    if any(point.load()(running) for point in entry_points(group="ackline.schedules")):
+        roles.append(role("beat"))
     if own_sink:
         sink_port = str(running.smtp_url).rpartition(":")[2]
         roles.insert(0, role("sink", "run", "--port", sink_port))
     gateway = f"http://{_reachable(running.gateway_host)}:{running.gateway_port}/readyz"
     desk = f"http://{_reachable(running.desk_host)}:{running.desk_port}/readyz"
-    return [*roles, role("gateway", ready_url=gateway), role("desk", ready_url=desk)]
+    roles += [role("gateway", ready_url=gateway), role("desk", ready_url=desk)]
+    if with_flower:
+        roles.append(role("flower"))
+    return roles
 
 
 def _reachable(host: str) -> str:

@@ -42,6 +42,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from ackline.infra.names import MESSAGES, RETURN, TRACKED
 from ackline.infra.properties import PERSISTENT, Properties
@@ -110,6 +111,14 @@ def uuid7() -> str:
         tail, _random_at = _random[_random_at:end], end
     head = f"{stamp:015x}"
     return f"{head[:8]}-{head[8:12]}-7{head[12:]}-8{tail[:3]}-{tail[3:]}"
+
+
+def uuid8(of: str) -> str:
+    """The id that follows from a text: UUIDv8 (RFC 9562) of its SHA-256."""
+    digest = bytearray(hashlib.sha256(of.encode("utf-8", "surrogateescape")).digest()[:16])
+    digest[6] = digest[6] & 0x0F | 0x80
+    digest[8] = digest[8] & 0x3F | 0x80
+    return str(UUID(bytes=bytes(digest)))
 
 
 def _forget_randomness() -> None:

@@ -13,11 +13,9 @@ an attempt failed. SQL on a connection that the caller commits; the calling is i
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import datetime, timedelta
 from http import HTTPStatus
 from typing import Any
 
@@ -25,6 +23,7 @@ from sqlalchemy import Connection, bindparam, delete, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from ackline.infra.errors import AcklineError
+from ackline.infra.retry_after import retry_after
 from ackline.infra.tables import IS_UNDELIVERED, CallbackState, callbacks
 from ackline.infra.wire import now
 from ackline.producer.outbound import Answer
@@ -189,19 +188,6 @@ def give_up(row: Callback, at: datetime) -> Verdict | None:
         return None
     said = f"Nothing is known of the message after {GIVE_UP.days} days."
     return Verdict(CallbackState.FAILED, row.attempts, at, said, None)
-
-
-def retry_after(value: str | None, at: datetime) -> float:
-    """Seconds that the header `Retry-After` asks for (RFC 9110, 10.2.3: seconds, or a date); 0 when it says nothing."""
-    if value is None:
-        return 0.0
-    if re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return float(value)
-    try:
-        date = parsedate_to_datetime(value)
-    except ValueError:
-        return 0.0
-    return max((date.replace(tzinfo=date.tzinfo or UTC) - at).total_seconds(), 0.0)
 
 
 def _answered(status: int) -> str:

@@ -22,9 +22,9 @@ from pydantic import BaseModel
 
 from ackline.infra.errors import AcklineError
 from ackline.infra.wire import now
-from ackline.producer.envelope import enclose
+from ackline.producer.envelope import Entry, enclose
 
-__all__ = ["OutsideTransaction", "UnknownDatabase", "add", "create_tables"]
+__all__ = ["OutsideTransaction", "UnknownDatabase", "add", "create_tables", "put"]
 
 _INSERT = (
     "INSERT INTO ackline_outbox (message_id, type, properties, payload, created_at, due_at, state) "
@@ -103,13 +103,6 @@ def add(
     Returns its message id. autocommit: take it outside of a transaction too, committed at once by itself. The other
     parameters, and what is guaranteed and raised: as of `ackline.producer.outbox.add`. Raises `OutsideTransaction`.
     """
-    connection = connections[using]
-    kind = _kind(connection)
-    if not (autocommit or connection.in_atomic_block):
-        raise OutsideTransaction(
-            f"A message is added in the transaction that it tells about, and {using!r} is in none: "
-            "use transaction.atomic(), or say autocommit=True."
-        )
     entry = enclose(
         instance,
         message_id=message_id,
@@ -120,6 +113,13 @@ def add(
         deliver_at=deliver_at,
         app_id=app_id,
     )
+    put(entry, using=using, autocommit=autocommit)
+    return entry.message_id
+
+
+def put(entry: Entry, *, using: str = "default", autocommit: bool = False) -> None:
+    """Have what is enclosed already published: see `add`. Raises `OutsideTransaction`."""
+    kind = _kind(using, autocommit)
     values = (
         entry.message_id,
         entry.type,
@@ -128,9 +128,8 @@ def add(
         _time(kind, now()),
         _time(kind, entry.due_at),
     )
-    with connection.cursor() as cursor:
+    with connections[using].cursor() as cursor:
         cursor.execute(_INSERT, values)
-    return entry.message_id
 
 
 def create_tables(using: str = "default") -> None:
@@ -138,17 +137,23 @@ def create_tables(using: str = "default") -> None:
 
     In a migration: `RunPython(lambda apps, editor: outbox.create_tables(editor.connection.alias))`.
     """
-    connection = connections[using]
-    kinds = _KINDS[_kind(connection)]
-    with connection.cursor() as cursor:
+    kinds = _KINDS[_kind(using, autocommit=True)]
+    with connections[using].cursor() as cursor:
         for statement in _TABLES:
             cursor.execute(statement.format_map(kinds))
 
 
-def _kind(connection: Any) -> str:
+def _kind(using: str, autocommit: bool) -> str:
+    """The kind of the database, which can have an outbox, and now a row in it."""
+    connection = connections[using]
     kind: str = connection.vendor
     if kind not in _KINDS:
         raise UnknownDatabase(f"An outbox needs PostgreSQL or SQLite; {connection.alias!r} is {kind}.")
+    if not (autocommit or connection.in_atomic_block):
+        raise OutsideTransaction(
+            f"A message is added in the transaction that it tells about, and {using!r} is in none: "
+            "use transaction.atomic(), or say autocommit=True."
+        )
     return kind
 
 

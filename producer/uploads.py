@@ -14,7 +14,7 @@ import re
 import shutil
 import threading
 from contextlib import suppress
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -23,10 +23,13 @@ from pydantic import BaseModel, Field
 from ackline.infra.data_folder import LEAST_FREE_BYTES
 from ackline.infra.errors import AcklineError, ConfigurationError
 from ackline.infra.settings import Settings
+from ackline.infra.wire import uuid7
 from ackline.producer.message import message
 
 #: Of the storage's folder: where files are written.
 _INCOMING = "incoming"
+#: Bytes that are copied at once.
+_CHUNK = 256 * 1024
 _ID = r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: What an operating system says when a disk, a quota, or a file has no room left.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -106,6 +109,21 @@ class Storage:
         """A file to write an upload to. Nothing is there before the first write."""
         return Incoming(self, f"{self.root}/{_INCOMING}/{_checked(upload_id)}", self.path(upload_id))
 
+    def replace(self, file_id: str, content: IO[bytes]) -> None:
+        """Write what *content* still holds, and put it into the place of what may be there, when it is whole.
+
+        Who opens it gets the one or the other; a failure leaves the former one. Raises `StorageUnavailable`.
+        """
+        # A name of its own: several may replace the same file at once.
+        incoming = Incoming(self, f"{self.root}/{_INCOMING}/{uuid7()}", self.path(file_id), replaces=True)
+        try:
+            while chunk := content.read(_CHUNK):
+                incoming.write(chunk)
+            incoming.write(b"")  # an empty file is one too
+            incoming.keep()
+        finally:
+            incoming.discard()
+
     def path(self, upload_id: str) -> str:
         """Where a whole upload is. Raises `UploadNotFound` for what is no id."""
         return f"{self.root}/{_checked(upload_id)}"
@@ -141,8 +159,10 @@ class Storage:
 class Incoming:
     """An upload while it arrives: `write` as often as wanted, then `keep` or `discard`, on any thread."""
 
-    def __init__(self, storage: Storage, temporary: str, place: str) -> None:
+    def __init__(self, storage: Storage, temporary: str, place: str, *, replaces: bool = False) -> None:
+        """replaces: whether another file may be in that place, which is to stay when this one is discarded."""
         self._storage = storage
+        self._replaces = replaces
         self._temporary = temporary
         self._place = place
         self._lock = threading.Lock()
@@ -210,7 +230,7 @@ class Incoming:
                 return
             with suppress(OSError):  # what was buffered does not fit any more
                 self._file.close()
-            for path in (self._temporary, self._place):
+            for path in (self._temporary,) if self._replaces else (self._temporary, self._place):
                 with suppress(FileNotFoundError):
                     self._storage.files.rm_file(path)
 

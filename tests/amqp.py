@@ -64,6 +64,15 @@ class Client:
             return None
         return Taken(method.exchange, method.routing_key, method.redelivered, properties, body)
 
+    def hold(self, queue: str) -> None:
+        """Take a message of *queue* and never answer it, until the broker ends that."""
+        ended: list[bool] = []
+        channel = self._connection.channel()
+        channel.add_on_cancel_callback(lambda _: ended.append(True))
+        channel.basic_consume(queue, lambda *_: None)
+        while not ended and channel.is_open:
+            self._connection.process_data_events(time_limit=0.5)
+
     def delete_queue(self, queue: str) -> None:
         """Delete *queue* with what is in it."""
         self._channel.queue_delete(queue)

@@ -16,7 +16,7 @@ from ackline.infra.settings import Settings
 from ackline.producer import Publisher
 from ackline.producer.message import _contracts
 from tests import broker as test_broker
-from tests import ports, postgresql
+from tests import ports, postgresql, redis_server
 from tests.amqp import Client
 from tests.broker import Vhost, settings_for
 from tests.mail import MailSink
@@ -136,6 +136,16 @@ def postgresql_url(postgresql_server: str) -> Iterator[str]:
     """The SQLAlchemy URL of an empty PostgreSQL database of this test's own."""
     with postgresql.fresh_database(postgresql_server) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """The URL of a Redis server, with nothing in it that matters."""
+    try:
+        with redis_server.server() as url:
+            yield url
+    except redis_server.RedisUnavailable as error:
+        pytest.fail(str(error), pytrace=False)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

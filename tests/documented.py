@@ -12,13 +12,17 @@ DOCS = Path(__file__).parent.parent / "docs"
 
 def write_files(page: str, section: str, folder: Path) -> None:
     """Write the Python files of a section into *folder*: each block that begins with a comment `# name.py`."""
-    text = (DOCS / page).read_text()
-    _, _, after = text.partition(f"\n## {section}\n")
-    assert after, f"{page} has no section {section!r}"
-    found = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", after.partition("\n## ")[0], re.DOTALL)
+    found = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", section_of(page, section), re.DOTALL)
     assert found, f"{page}, {section!r} has no files"
     for name, code in found:
         (folder / name).write_text(code)
+
+
+def section_of(page: str, section: str) -> str:
+    """The text of a section."""
+    _, _, after = (DOCS / page).read_text().partition(f"\n## {section}\n")
+    assert after, f"{page} has no section {section!r}"
+    return after.partition("\n## ")[0]
 
 
 def load(file: Path) -> Any:

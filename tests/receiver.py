@@ -21,6 +21,7 @@ class Received:
     path: str
     headers: dict[str, str]
     body: bytes
+    method: str = "POST"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,14 @@ class Answering:
 
     status: int = 204
     headers: tuple[tuple[str, str], ...] = ()
+    body: bytes = b""
 
 
 Answers = Callable[[Received], Answering]
 
 
 class Receiver:
-    """Keeps every POST in `received`, and answers what *answers* says, on a thread of its own for each."""
+    """Keeps every request in `received`, and answers what *answers* says, on a thread of its own for each."""
 
     def __init__(self, answers: Answers = lambda request: Answering(), port: int = 0) -> None:
         self.received: list[Received] = []
@@ -43,14 +45,17 @@ class Receiver:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                request = Received(self.path, dict(self.headers.items()), body)
+                body = self.rfile.read(int(self.headers["Content-Length"] or 0))
+                request = Received(self.path, dict(self.headers.items()), body, self.command)
                 kept.append(request)
                 answer = answers(request)
                 self.send_response(answer.status)
                 for name, value in answer.headers:
                     self.send_header(name, value)
                 self.end_headers()
+                self.wfile.write(answer.body)
+
+            do_GET = do_PUT = do_POST  # noqa: N815
 
             def log_message(self, *arguments: object) -> None:
                 """Say nothing."""

@@ -13,9 +13,10 @@ import ssl
 from email.errors import HeaderParseError, MessageDefect
 from email.message import EmailMessage
 from email.utils import formatdate
+from typing import Annotated
 from urllib.parse import unquote, urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ackline.consumers import Context, Reject, consumer, exponential
 from ackline.infra.errors import ConfigurationError
@@ -32,37 +33,41 @@ _ADDRESS = re.compile(rf"[^{_SPECIAL}]+@[^.{_SPECIAL}]+(\.[^.{_SPECIAL}]+)*\Z")
 _ENCODED_WORD = re.compile(r"=\?.*\?=")
 
 
+def _is_address(value: str) -> bool:
+    return _ADDRESS.match(value) is not None and not _ENCODED_WORD.search(value)
+
+
+def _check_address(value: str) -> str:
+    if not _is_address(value):
+        raise ValueError("is no mail address such as ada@example.test")
+    return value
+
+
+def _check_line(value: str) -> str:
+    if not value.isprintable():
+        raise ValueError("must be one line of printable characters")
+    if _ENCODED_WORD.search(value):
+        raise ValueError("must be plain text, without =?…?= words")
+    return value
+
+
+#: A mail address.
+Address = Annotated[str, Field(max_length=254), AfterValidator(_check_address)]
+#: Text that can stand in a header.
+Line = Annotated[str, Field(max_length=998), AfterValidator(_check_line)]
+
+
 @message("email.send")
 class SendEmail(BaseModel):
     """One mail to one address."""
 
     model_config = ConfigDict(extra="forbid")
 
-    to: str = Field(max_length=254, description="address, such as ada@example.test")
-    subject: str = Field(max_length=998)
+    to: Address = Field(description="address, such as ada@example.test")
+    subject: Line
     body: str = Field(description="plain text")
     html: str | None = Field(default=None, description="the same as HTML")
-    sender: str | None = Field(default=None, max_length=254, description="address; ACKLINE_MAIL_FROM when not given")
-
-    @field_validator("to", "sender")
-    @classmethod
-    def _check_address(cls, value: str | None) -> str | None:
-        if value is not None and not _is_address(value):
-            raise ValueError("is no mail address such as ada@example.test")
-        return value
-
-    @field_validator("subject")
-    @classmethod
-    def _check_subject(cls, value: str) -> str:
-        if not value.isprintable():
-            raise ValueError("must be one line of printable characters")
-        if _ENCODED_WORD.search(value):
-            raise ValueError("must be plain text, without =?…?= words")
-        return value
-
-
-def _is_address(value: str) -> bool:
-    return _ADDRESS.match(value) is not None and not _ENCODED_WORD.search(value)
+    sender: Address | None = Field(default=None, description="address; ACKLINE_MAIL_FROM when not given")
 
 
 class MailServerBusy(Exception):

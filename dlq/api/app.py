@@ -73,7 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        watching = app.state.watching = Watching(lambda: events.look(desk))
+        watching = Watching(lambda: events.look(desk))
+        app.state.watchings = [watching]
         app.state.service = Service(settings, engine, desk, watching)
         try:
             ready()  # the socket listens already

@@ -7,6 +7,7 @@ import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
+from importlib.metadata import entry_points
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
@@ -18,7 +19,17 @@ from ackline.infra.hosts import is_loopback
 from ackline.infra.ready import ready
 from ackline.infra.secrets import secret
 from ackline.infra.settings import Settings
-from ackline.producer.gateway import batch, contracts, documentation, messages, metrics, problems, status, uploads
+from ackline.producer.gateway import (
+    batch,
+    contracts,
+    documentation,
+    files,
+    messages,
+    metrics,
+    problems,
+    status,
+    uploads,
+)
 from ackline.producer.gateway.acceptance import Acceptance
 from ackline.producer.gateway.direct import Direct
 from ackline.producer.gateway.idempotency import Idempotency
@@ -69,6 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
         publisher.start()
         acceptance = Acceptance(publisher, engine, settings.outbox_most)
         idempotency = Idempotency(engine)
+        app.state.watchings = []  # whose streams end first when it stops
         cleaning = asyncio.create_task(idempotency.keep_clean())
         try:
             await acceptance.start()
@@ -122,8 +134,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(messages.router)
     app.include_router(batch.router)
     app.include_router(uploads.router)
+    app.include_router(files.router)
     app.include_router(contracts.router)
     app.include_router(status.router)
+    for point in entry_points(group="ackline.routes"):
+        router = point.load()(settings)
+        if router is not None:
+            app.include_router(router)
     app.get("/healthz", summary="The process is alive", include_in_schema=False)(healthz)
     app.get("/readyz", summary="Messages are accepted", include_in_schema=False)(readyz)
     return app

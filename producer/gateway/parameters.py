@@ -21,7 +21,7 @@ from ackline.producer.gateway.problems import Refusal
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}(-[\x21-\x7e]{1,100})?\Z")
 _MAX_TRACESTATE = 512
-_OPTION_NAMES = {"delay", "deliver_at", "track", "callback_url"}
+OPTION_NAMES = ("delay", "deliver_at", "track", "callback_url")
 #: Bytes of a text in AMQP's properties.
 SHORT_TEXT = 255
 
@@ -59,14 +59,14 @@ class Options(NamedTuple):
     callback_url: str | None = None
 
 
-def options(request: Request, settings: Settings) -> Options:
-    """The query parameters of a publish. Raises `Refusal`."""
+def options(request: Request, settings: Settings, names: Sequence[str] = OPTION_NAMES) -> Options:
+    """The query parameters of a publish, of which there are those of *names*. Raises `Refusal`."""
     if not request.scope["query_string"]:
         return Options()
     query = dict(parse_qsl(request.scope["query_string"].decode("latin-1"), keep_blank_values=True))
-    strange = query.keys() - _OPTION_NAMES
+    strange = query.keys() - set(names)
     if strange:
-        raise _wrong(min(strange)[:80], "there is no such parameter; there are delay, deliver_at, track, callback_url")
+        raise _wrong(min(strange)[:80], f"there is no such parameter; there are {', '.join(names)}")
     callback_url = query.get("callback_url")
     if callback_url is not None:
         try:

@@ -22,7 +22,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop, in order."""
-        self._app.state.watching.close()
+        for watching in self._app.state.watchings:
+            watching.close()
         await super().shutdown(sockets)
 
 

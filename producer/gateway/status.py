@@ -14,7 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple, TypeVar
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
@@ -26,12 +26,14 @@ from ackline.infra import database
 from ackline.producer import outbox
 from ackline.producer.gateway.problems import Refusal, documented, unavailable
 from ackline.producer.gateway.service import Served, Service
-from ackline.producer.gateway.watching import Watcher, Watching
+from ackline.producer.gateway.watching import Watched, Watcher, Watching
 from ackline.producer.status import Asked, Consumers, State, Status, expected, status, statuses, waiting
 
 #: Milliseconds after which a client whose stream broke comes again.
 RETRY_MILLISECONDS = 2000
 _DAY = 86_400
+
+Known = TypeVar("Known", bound=Watched)
 
 
 class Reading:
@@ -67,6 +69,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     served: Service = app.state.service
     reading = app.state.reading = Reading(served.engine, expected(served.settings))
     watching = app.state.watching = Watching(reading.all)
+    app.state.watchings.append(watching)
     try:
         yield
     finally:
@@ -152,12 +155,8 @@ async def watch(
 ) -> Response:
     """Server-sent events. The data of each is what `GET /v1/messages/{id}` answers; the last one is final."""
     present = await _present(question, served, reading)
-    if present.is_final and last_event_id == _event_id(present.model_dump_json()):
-        return Response(status_code=HTTPStatus.NO_CONTENT)  # else a browser would come again for ever
-    watching: Watching = request.app.state.watching
-    if watching.is_full:
-        raise unavailable("This gateway has as many open streams as it can hold. Ask for the status instead.")
-    return _Stream(watching, watching.add(question.asked, present))
+    watching: Watching[Status] = request.app.state.watching
+    return stream(watching, question.asked, present, last_event_id)
 
 
 @router.delete(
@@ -194,7 +193,7 @@ async def _present(question: Question, served: Service, reading: Reading) -> Sta
         return found
     if question.proven is None:
         raise _unknown(question.id)
-    if _is_older_than(question.id, served.settings.status_keep_days):
+    if is_older_than(question.id, served.settings.status_keep_days):
         days = f"{served.settings.status_keep_days:g}"
         raise Refusal(
             HTTPStatus.NOT_FOUND,
@@ -211,7 +210,7 @@ def _unknown(message_id: str) -> Refusal:
     )
 
 
-def _is_older_than(message_id: str, days: float) -> bool:
+def is_older_than(message_id: str, days: float) -> bool:
     """Whether the id, if it tells its time, was made longer ago."""
     try:
         made = UUID(message_id)
@@ -224,12 +223,21 @@ def _json(found: Status) -> Response:
     return Response(found.model_dump_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
+def stream(watching: Watching[Known], asked: Asked, present: Known, last_event_id: str | None) -> Response:
+    """The events of somebody who watches what is *present* now, and has seen *last_event_id*. Raises `Refusal`."""
+    if present.is_final and last_event_id == _event_id(present.model_dump_json()):
+        return Response(status_code=HTTPStatus.NO_CONTENT)  # else a browser would come again for ever
+    if watching.is_full:
+        raise unavailable("This gateway has as many open streams as it can hold. Ask for the status instead.")
+    return _Stream(watching, watching.add(asked, present))
+
+
 class _Stream(StreamingResponse):
     """The server-sent events of one watcher, who is gone when this ends, however that comes."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, watching: Watching, watcher: Watcher) -> None:
+    def __init__(self, watching: Watching[Any], watcher: Watcher[Any]) -> None:
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # the second: nginx would collect them
         super().__init__(_events(watching, watcher), headers=headers)
         self._watching = watching
@@ -242,7 +250,7 @@ class _Stream(StreamingResponse):
             self._watching.remove(self._watcher)
 
 
-async def _events(watching: Watching, watcher: Watcher) -> AsyncIterator[str]:
+async def _events(watching: Watching[Any], watcher: Watcher[Any]) -> AsyncIterator[str]:
     yield f"retry: {RETRY_MILLISECONDS}\n\n"
     async for changed in watching.changes(watcher):
         if changed is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from typing import Generic, Protocol, TypeVar
 
 from ackline.infra.errors import AcklineError
-from ackline.producer.status import Asked, Status
+from ackline.producer.status import Asked
 
 log = logging.getLogger(__name__)
 
@@ -19,7 +20,21 @@ QUIET_SECONDS = 15.0
 MAX_WATCHERS = 1000
 
 
-class Watcher:
+class Watched(Protocol):
+    """What is known of a message, or of a job."""
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing changes any more."""
+
+    def model_dump_json(self) -> str:
+        """As it is told."""
+
+
+Status = TypeVar("Status", bound=Watched)
+
+
+class Watcher(Generic[Status]):
     """One who watches a message. Belongs to the event loop."""
 
     __slots__ = ("asked", "changed", "status")
@@ -30,13 +45,13 @@ class Watcher:
         self.changed = asyncio.Event()
 
 
-class Watching:
+class Watching(Generic[Status]):
     """All watchers of a process. Nothing looks while there are none."""
 
     def __init__(self, look: Callable[[Collection[Asked]], Mapping[Asked, Status]]) -> None:
         """look: what is known of these messages; blocks, so it is called in a thread."""
         self._look = look
-        self._watchers: set[Watcher] = set()
+        self._watchers: set[Watcher[Status]] = set()
         self._looking: asyncio.Task[None] | None = None
         self._closed = False
         self._failing = False
@@ -46,7 +61,7 @@ class Watching:
         """Whether there is no room for another watcher."""
         return len(self._watchers) >= MAX_WATCHERS
 
-    def add(self, asked: Asked, status: Status) -> Watcher:
+    def add(self, asked: Asked, status: Status) -> Watcher[Status]:
         """Watch a message whose *status* is known to be so now. `remove` it in the end."""
         watcher = Watcher(asked, status)
         self._watchers.add(watcher)
@@ -54,11 +69,11 @@ class Watching:
             self._looking = asyncio.create_task(self._keep_looking())
         return watcher
 
-    def remove(self, watcher: Watcher) -> None:
+    def remove(self, watcher: Watcher[Status]) -> None:
         """It watches no more."""
         self._watchers.discard(watcher)
 
-    async def changes(self, watcher: Watcher) -> AsyncIterator[Status | None]:
+    async def changes(self, watcher: Watcher[Status]) -> AsyncIterator[Status | None]:
         """The status at once, and again each time that it has changed; None after every `QUIET_SECONDS` without.
 
         Ends after a final status, or when the gateway stops.

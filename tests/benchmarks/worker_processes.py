@@ -41,6 +41,12 @@ class Program:
 
     def result(self, bench: Bench, count: int) -> Any:
         """The same for handlers that write something else, as JSON."""
+        with self.measured(bench, count) as found:
+            return found
+
+    @contextmanager
+    def measured(self, bench: Bench, count: int) -> Iterator[Any]:
+        """The same, and it runs on while the block does."""
         result = bench.folder / "figures.json"
         result.unlink(missing_ok=True)
         with self.running(bench, **{COUNT: str(count), RESULT: str(result)}) as process:
@@ -49,7 +55,7 @@ class Program:
                 if process.poll() is not None or time.monotonic() > deadline:
                     raise RuntimeError(f"no figures:\n{(bench.folder / 'worker.log').read_text()}")
                 time.sleep(_LOOK_SECONDS)
-        return json.loads(result.read_text())
+            yield json.loads(result.read_text())
 
     def run(self) -> None:
         """Run it to its end. Raises `subprocess.CalledProcessError`."""
@@ -84,9 +90,14 @@ def program(command: Sequence[str | Path], **environment: str) -> Program:
 
 def ackline_worker(bench: Bench, url: str, consumer: str, *options: str, app: str = "ackline_app") -> Program:
     """`ackline worker` for one consumer of that module, with its own defaults but for *options*."""
+    return ackline_program(bench, url, app, "worker", "--consumers", consumer, *options)
+
+
+def ackline_program(bench: Bench, url: str, app: str, *arguments: str) -> Program:
+    """`ackline` with *arguments*, for that module."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("ACKLINE_")}
     return Program(
-        [sys.executable, "-m", "ackline.infra", "worker", "--consumers", consumer, *options],
+        [sys.executable, "-m", "ackline.infra", *arguments],
         clean
         | {
             "ACKLINE_AMQP_URL": url,

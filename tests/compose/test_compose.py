@@ -17,13 +17,19 @@ DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 
 COMPOSE: Mapping[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
-ROLES = {"gateway", "worker", "reviewer", "relay", "mail"}
+ROLES = {"gateway", "worker", "jobs", "flower", "reviewer", "relay", "mail"}
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def test_there_is_a_service_per_role_beside_the_broker_and_the_database() -> None:
     assert set(SERVICES) == {"rabbitmq", "postgres"} | ROLES
+
+
+def test_jobs_run_where_the_application_has_some() -> None:
+    """By a profile: `ackline jobs` ends where there are none."""
+    profiles = {name: service["profiles"] for name, service in SERVICES.items() if "profiles" in service}
+    assert profiles == {"jobs": ["jobs", "flower"], "flower": ["flower"]}
 
 
 @each_service
@@ -65,6 +71,7 @@ def test_what_must_outlive_a_container_is_in_a_named_volume() -> None:
         "mail": ["mail:/var/lib/ackline"],
         "gateway": ["uploads:/var/lib/ackline-uploads"],
         "worker": ["uploads:/var/lib/ackline-uploads"],
+        "jobs": ["uploads:/var/lib/ackline-uploads"],
     }
     assert set(COMPOSE["volumes"]) == {volume.partition(":")[0] for volumes in kept.values() for volume in volumes}
     assert SERVICES["rabbitmq"]["hostname"] == "rabbitmq", "the broker's data folder carries the name of its host"

@@ -22,6 +22,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.producer import Publisher, message
 from tests.amqp import Client
 from tests.broker import Vhost, fresh_vhost, own
+from tests.patience import limit_deliveries
 from tests.proxy import Proxy
 from tests.rabbitmqctl import rabbitmqctl
 from tests.waiting import until
@@ -114,7 +115,7 @@ def test_a_delivery_that_times_out_is_delivered_again_and_the_consumer_goes_on(
             assert gate.wait(200)
         seen.append(order.number)
 
-    _limit_deliveries(rough_broker, 3)
+    limit_deliveries(rough_broker, 3)
     with (
         working(rough_url, consumer_of("billing", charge, Ordered), concurrency=2) as worker,
         Publisher(rough_url) as publisher,
@@ -125,7 +126,7 @@ def test_a_delivery_that_times_out_is_delivered_again_and_the_consumer_goes_on(
         if subscribed_anew:  # so the delivery is of a subscription that we have ended
             worker.limit("billing", "test", 3)
         said = until(lambda: _said(caplog), what="the broker to lose patience")
-        _limit_deliveries(rough_broker, 1800)
+        limit_deliveries(rough_broker, 1800)
         until(lambda: seen == [0], what="the message to be delivered again")
         _publish(publisher, *range(1, 50))
         until(lambda: sorted(seen) == list(range(50)), what="the consumer to go on")
@@ -144,14 +145,6 @@ def test_a_delivery_that_times_out_is_delivered_again_and_the_consumer_goes_on(
         assert generation == 0, "what else was delivered on this channel would be delivered again, too"
     with Client(rough_url) as client:
         assert client.ready("billing") == client.ready(DEAD) == 0
-
-
-def _limit_deliveries(broker: Broker, seconds: int) -> None:
-    """Set the broker's `consumer_timeout`, and have it look often."""
-    values = {"consumer_timeout": seconds * 1000, "channel_tick_interval": 500, "quorum_tick_interval": 500}
-    rabbitmqctl(
-        broker, "eval", ", ".join(f"application:set_env(rabbit, {key}, {value})" for key, value in values.items()) + "."
-    )
 
 
 def test_during_an_alarm_messages_are_handled_and_what_follows_from_them_waits(

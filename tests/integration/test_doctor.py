@@ -130,7 +130,7 @@ def test_when_all_is_well_every_check_says_so_and_the_command_ends_with_0(
     ]
     assert report.faults() == []
     assert report.exit_code == 0
-    assert report.only("topology") == ("ok", "14 exchanges and 12 queues are as declared.")
+    assert report.only("topology") == ("ok", "14 exchanges and 13 queues are as declared.")
     assert "may configure, write and read all of it" in report.only("permissions")[1]
 
 

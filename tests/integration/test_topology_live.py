@@ -57,13 +57,13 @@ def test_after_apply_there_is_no_difference_and_apply_may_be_repeated(ackline_se
     for _ in range(2):
         done = run(ackline_settings, "topology", "apply")
         assert (done.returncode, done.stderr) == (0, "")
-        assert re.fullmatch(r"The topology is in place: 14 exchanges, 12 queues, 14 bindings\.\n", done.stdout)
+        assert re.fullmatch(r"The topology is in place: 14 exchanges, 13 queues, 14 bindings\.\n", done.stdout)
         assert diff(ackline_settings) == []
 
 
 def test_before_apply_everything_is_named_as_missing(ackline_settings: Settings) -> None:
     lines = diff(ackline_settings)
-    assert len(lines) == 14 + 12
+    assert len(lines) == 14 + 13
     assert "queue 'email' is missing; `ackline topology apply` creates it" in lines
 
 

@@ -17,10 +17,12 @@ from pathlib import Path
 import httpx
 import pytest
 
+from ackline.consumers.jobs.app import Jobs, configuration
 from ackline.infra import running_broker, supervisor
 from ackline.infra.mailbox import Mailbox
 from ackline.infra.node_identity import settle_identity
 from ackline.infra.ports import free_port
+from ackline.infra.settings import Settings
 from tests import broker as test_broker
 from tests.processes import mentioning
 from tests.waiting import until
@@ -286,6 +288,44 @@ def test_the_demonstration_has_mails_that_arrive_and_messages_that_wait(data_dir
         until(lambda: len(running.mails()) == arriving, deadline=200, what="the mails")
         waiting = demo.PER_ADDRESS * len(demo.GONE) + demo.PER_KIND * (len(demo.MALFORMED) + 1)
         until(lambda: _dead(running) == waiting, what="the dead letters")
+
+
+_JOBS = """
+from ackline.consumers.jobs import job
+
+@job(name="double")
+def double(number: int) -> int:
+    return number * 2
+"""
+
+
+def test_flower_shows_the_workers_of_jobs_and_what_they_run(data_dir: Path, port: int) -> None:
+    folder = data_dir.parent
+    (folder / "doubling.py").write_text(_JOBS)
+    (folder / "ackline.toml").write_text('app = ["doubling"]\nflower_port = 0\n')
+    with _running(Up(data_dir, "--with-flower", port=port)) as running:
+        found = re.search(r"Flower +(http://127\.0\.0\.1:\d+)", running.output)
+        sign_in = re.search(r"Management UI .*user (\S+), password (\S+)", running.output)
+        assert found
+        assert sign_in
+        assert httpx.get(f"{found[1]}/workers", trust_env=False).status_code == 401
+        app = Jobs("doubling", set_as_current=False)
+        app.conf.update(configuration(Settings(data_dir=data_dir)))
+        auth = (sign_in[1], sign_in[2])
+        with httpx.Client(base_url=found[1], auth=auth, timeout=60, trust_env=False) as flower:
+
+            def seen() -> set[tuple[str, str]]:
+                app.send_task("double", (21,))  # Flower sees what happens from its start on
+                tasks = flower.get("/api/tasks").json().values()
+                return {(task["name"], task["result"]) for task in tasks if task["state"] == "SUCCESS"}
+
+            until(lambda: seen() == {("double", "42")}, what="the job")
+            (worker,) = flower.get("/api/workers").json()
+            assert worker.startswith("jobs-")
+            assert worker in flower.get("/workers").text
+            assert "double" in flower.get(f"/worker/{worker}").text
+            until(lambda: "ackline.jobs" in flower.get("/broker").text, what="the queue")
+        app.amqp.send_task_message.publisher.close()
 
 
 def _dead(running: Up) -> int:

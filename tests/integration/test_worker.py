@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from pydantic import BaseModel
@@ -34,6 +34,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.producer import Publisher, message
 from tests.amqp import Client, Taken
 from tests.broker import Vhost
+from tests.connections import close, connections
 from tests.gated import Gate
 from tests.roles import STOP_SECONDS, RoleProcess, role, run
 from tests.waiting import until
@@ -448,24 +449,6 @@ def _start_in_vain(worker: RoleProcess) -> None:
 # --- losing the connection, the broker, a queue, a tier ----------------------------------------------------
 
 
-def _connections(vhost: Vhost, prefix: str) -> list[str]:
-    """The broker's names of the connections that were given a name with that prefix."""
-    with vhost.api() as api:
-        listed = api.get(f"/api/vhosts/{vhost.path}/connections").raise_for_status().json()
-    return [
-        connection["name"]
-        for connection in listed
-        if str(connection.get("client_properties", {}).get("connection_name")).startswith(prefix)
-    ]
-
-
-def _close(vhost: Vhost, connections: list[str]) -> None:
-    """Close connections as an operator can."""
-    with vhost.api() as api:
-        for name in connections:
-            api.delete(f"/api/connections/{quote(name, safe='')}").raise_for_status()
-
-
 @pytest.mark.parametrize("which", ["worker consumes", "worker publishes", "worker"])
 def test_connections_closed_in_the_middle_lose_nothing(
     vhost: Vhost, client: Client, publisher: Publisher, caplog: pytest.LogCaptureFixture, which: str
@@ -485,10 +468,10 @@ def test_connections_closed_in_the_middle_lose_nothing(
     with working(vhost.amqp_url, consumer_of("billing", charge, Ordered), concurrency=4, prefetch=50):
         _publish(publisher, 0)  # the worker opens its publishing connection when it first needs it
         named = 2 if which == "worker" else 1
-        until(lambda: len(_connections(vhost, which)) == named, what="the connections to be listed")
+        until(lambda: len(connections(vhost, which)) == named, what="the connections to be listed")
         _publish(publisher, *range(1, count))
         until(lambda: len(seen) >= 20)
-        _close(vhost, _connections(vhost, which))
+        close(vhost, connections(vhost, which))
         closed.set()
         until(lambda: len(seen) == count, what="every message to be handled")
     assert client.ready("billing") == 0
@@ -516,8 +499,8 @@ def test_a_handler_that_outlives_its_connection_does_not_ack_what_came_after_it(
     with working(vhost.amqp_url, consumer_of("billing", charge, Ordered), concurrency=2, prefetch=1, grace_seconds=0.1):
         publisher.publish(Ordered())
         until(lambda: begun)
-        until(lambda: _connections(vhost, "worker consumes"), what="the connection to be listed")
-        _close(vhost, _connections(vhost, "worker consumes"))
+        until(lambda: connections(vhost, "worker consumes"), what="the connection to be listed")
+        close(vhost, connections(vhost, "worker consumes"))
         until(lambda: len(begun) == 2, what="the message to be delivered again")
         gates[0].set()  # its delivery had the tag 1 as well, on a channel that is no more
         until(lambda: ended)

@@ -10,10 +10,11 @@ import pytest
 from sqlalchemy import create_engine
 
 from ackline.infra.errors import ConfigurationError
+from ackline.infra.retry_after import retry_after
 from ackline.infra.settings import Settings
 from ackline.infra.tables import CallbackState
 from ackline.producer import webhook
-from ackline.producer.callbacks import LONGEST_RETRY_AFTER, PAUSES, Callback, decide, look_again_in, retry_after
+from ackline.producer.callbacks import LONGEST_RETRY_AFTER, PAUSES, Callback, decide, look_again_in
 from ackline.producer.outbound import Answer, NoAnswer
 
 AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)

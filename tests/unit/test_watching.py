@@ -36,10 +36,10 @@ class Messages:
             raise self.fails
         return {one: status(one[0], self.states[one[0]]) for one in asked if one[0] in self.states}
 
-    def watch(self, message_id: str) -> Watcher:
+    def watch(self, message_id: str) -> Watcher[Status]:
         return self.watching.add((message_id, "test"), status(message_id, State.WAITING))
 
-    async def told(self, watcher: Watcher, into: list[str]) -> None:
+    async def told(self, watcher: Watcher[Status], into: list[str]) -> None:
         """Watch to the end; the states go *into* a list."""
         async for found in self.watching.changes(watcher):
             into.append("quiet" if found is None else found.state)

@@ -1,0 +1,120 @@
+"""A delivery as Celery takes it: a message of protocol 2, with the headers that can be believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+from celery.utils.time import maybe_iso8601, maybe_make_aware
+from kombu.exceptions import KombuError
+from kombu.message import Message
+
+from ackline.consumers.decision import InvalidBody
+from ackline.consumers.delivery import Delivery
+from ackline.consumers.handling import Settlement
+from ackline.infra import wire
+from ackline.infra.names import RETURN
+from ackline.infra.table import text
+
+_CONTENT_TYPE = "application/json"
+
+#: Header of a job that another worker ran when it was delivered, and that was parked: how often it was delivered.
+DELIVERIES = "ackline-deliveries"
+
+
+class JobMessage(Message):  # type: ignore[misc]
+    """A delivery of a job. It is answered by `settle`, once, whatever Celery calls that."""
+
+    def __init__(
+        self, delivery: Delivery, queue: str, worker: str, settle: Callable[[JobMessage, Settlement], None]
+    ) -> None:
+        """queue: whose delivery it is. worker: who runs it, `host:pid`. settle: does what becomes of it."""
+        properties = delivery.properties
+        #: The present delivery of it: another one, when the first was lost while the job ran.
+        self.delivery = delivery
+        self.queue = queue
+        self.worker = worker
+        #: When its process began with it (monotonic time); None before that, and of what is not run.
+        self.began: float | None = None
+        #: Whether its process has published this same try once more.
+        self.goes_on = False
+        self.settle = settle
+        self.trail = wire.trail(properties, delivery.exchange, delivery.routing_key, consumer=queue)
+        super().__init__(
+            body=delivery.body,
+            content_type=text(properties.content_type or b""),
+            content_encoding=text(properties.content_encoding or b"utf-8"),
+            delivery_info={
+                "exchange": delivery.exchange,
+                "routing_key": queue,
+                "redelivered": delivery.redelivered,
+            },
+            properties={"correlation_id": text(properties.correlation_id or b""), "priority": properties.priority},
+            headers=_headers(delivery, self.trail),
+            accept={_CONTENT_TYPE},
+        )
+
+    @property
+    def task_id(self) -> str:
+        """The id of the job; empty of what has none."""
+        return str(self.headers.get("id") or "")
+
+    @property
+    def came_before(self) -> bool:
+        """Whether it was delivered before, so that somebody may have begun with it."""
+        return self.delivery.redelivered or DELIVERIES in self.headers
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was delivered for this try, as far as that is known."""
+        earlier = self.headers.get(DELIVERIES)
+        count = self.delivery.properties.headers.number("x-delivery-count") or 0
+        return 1 + count + (earlier if isinstance(earlier, int) else 0)
+
+    def check(self) -> None:
+        """Raise `InvalidBody`, with a reason for a person, where it is no job that Celery could run."""
+        for name in ("task", "id"):
+            if not isinstance(self.headers.get(name), str):
+                raise InvalidBody(f"it is no job: its headers lack {name!r}, which Celery's protocol 2 wants")
+        if self.content_type != _CONTENT_TYPE:
+            raise InvalidBody(f"its body is {self.content_type or 'of no known type'}, and a job is {_CONTENT_TYPE}")
+        if self.errors:
+            raise InvalidBody(f"its body cannot be unpacked: {self.errors[0][1]}")
+        try:
+            args, kwargs, embed = self.payload
+            whole = isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)
+        except (KombuError, UnicodeError, LookupError) as error:
+            raise InvalidBody(f"its body is not JSON: {error}") from None
+        except (ValueError, TypeError):
+            whole = False
+        if not whole:
+            raise InvalidBody("its body is not [args, kwargs, options], as Celery's protocol 2 wants")
+
+    def time(self, name: str, zone: Any) -> datetime | None:
+        """The time in the header *name*; None when it has none. Raises `InvalidBody` when it is no time."""
+        value = self.headers.get(name)
+        if not value:
+            return None
+        try:
+            found: datetime = maybe_make_aware(maybe_iso8601(value), zone)
+            return found
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise InvalidBody(f"its {name} {value!r} is no time: {error}") from None
+
+
+def _headers(delivery: Delivery, trail: wire.Trail) -> dict[str, Any]:
+    """The headers as Celery and the job see them. Of ours there are only those that Ackline wrote."""
+    headers = delivery.properties.headers
+    told = (headers if delivery.exchange == RETURN else headers.select(_is_believed)).decoded()
+    told["retries"] = trail.attempt - 1
+    if trail.redrive is not None and trail.attempt == 1:  # it begins anew: its times were those of the first run
+        told["eta"] = told["expires"] = None
+    return told
+
+
+@lru_cache(maxsize=1024)
+def _is_believed(name: bytes) -> bool:
+    """Whether a header of that name is the publisher's, wherever it was published."""
+    return wire.travels(name) or name == wire.TRACK.encode()

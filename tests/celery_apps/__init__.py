@@ -1,0 +1,1 @@
+"""Celery apps as tutorials have them, for `ackline celery check`."""

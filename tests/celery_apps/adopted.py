@@ -1,0 +1,34 @@
+"""A plain Celery app with the two lines that adopt it."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, Task
+
+from ackline.consumers.jobs import adopt
+
+app = Celery("shop", broker=os.environ["SHOP_BROKER"])
+app.conf.task_routes = {"shop.render": {"queue": "video"}}
+adopt(app)
+
+
+class Audited(Task):  # type: ignore[misc]
+    """A base class of the app's own, as many apps have one."""
+
+
+@app.task(name="shop.charge")
+def charge(order: str) -> None:
+    raise ValueError(f"no card for {order}")
+
+
+@app.task(name="shop.audit", base=Audited)
+def audit(order: str) -> None:
+    raise KeyError(order)
+
+
+@app.task(name="shop.render", bind=True, max_retries=1, default_retry_delay=1)
+def render(self: Any, note: str) -> None:
+    if self.request.retries == 0:
+        raise self.retry()
+    Path(note).write_text("rendered")

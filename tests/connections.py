@@ -1,0 +1,25 @@
+"""The broker's connections, as an operator sees and closes them."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from tests.broker import Vhost
+
+
+def connections(vhost: Vhost, prefix: str) -> list[str]:
+    """The broker's names of the connections that were given a name with that prefix."""
+    with vhost.api() as api:
+        listed = api.get(f"/api/vhosts/{vhost.path}/connections").raise_for_status().json()
+    return [
+        connection["name"]
+        for connection in listed
+        if str(connection.get("client_properties", {}).get("connection_name")).startswith(prefix)
+    ]
+
+
+def close(vhost: Vhost, names: list[str]) -> None:
+    """Close connections, by the broker's names of them."""
+    with vhost.api() as api:
+        for name in names:
+            api.delete(f"/api/connections/{quote(name, safe='')}").raise_for_status()

@@ -1,0 +1,109 @@
+"""Jobs that take longer than RabbitMQ's `consumer_timeout`, and those that lose their connection."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from sqlalchemy import func, select
+
+from ackline.infra import database
+from ackline.infra.database import DatabaseUnavailable
+from ackline.infra.names import DEAD, JOBS
+from ackline.infra.running_broker import Broker
+from ackline.infra.settings import Settings
+from ackline.infra.tables import inbox
+from tests.amqp import Client
+from tests.broker import Vhost
+from tests.connections import close, connections
+from tests.jobs import Sending
+from tests.patience import limit_deliveries
+from tests.waiting import until
+
+
+@contextmanager
+def _sending(settings: Settings, notes: Path) -> Iterator[Sending]:
+    service = Sending(settings, notes)
+    try:
+        yield service
+    finally:
+        service.close()
+
+
+def test_a_job_may_take_longer_than_the_brokers_consumer_timeout(
+    own_broker: Broker, own_broker_settings: Settings, tmp_path: Path
+) -> None:
+    """On 4.3 its subscription says how long a job may take; before that it is delivered again, and runs on."""
+    limit_deliveries(own_broker, 2)
+    with (
+        _sending(own_broker_settings, tmp_path / "notes") as sending,
+        Client(sending.settings.broker) as client,
+        sending.worker(concurrency=1) as worker,
+    ):
+        sending.send("wait", "long")
+        until(lambda: sending.seen == ["wait long"])
+        # Who consumes without that argument shows when the broker would have lost its patience.
+        client.declare_queue("other", **{"x-queue-type": "quorum"})
+        client.publish("", "other", b"")
+        client.hold("other")
+        if own_broker.description.startswith("RabbitMQ 3."):
+            until(lambda: "delivery acknowledgement on channel" in worker.log.read_text(), what="it to time out")
+        else:
+            assert "PRECONDITION_FAILED" not in worker.log.read_text()
+            assert "ended the subscription" not in worker.log.read_text()
+        (tmp_path / "gate").touch()
+        sending.wait_for("wait long", "done long")
+        sending.send("add", 1, 1)
+        until(lambda: "add 1 1" in sending.seen)
+        assert worker.stop() == 0
+        assert client.ready(JOBS) == client.ready(DEAD) == 0
+        assert len(sending.seen) == 3
+
+
+def test_a_long_job_that_is_delivered_to_another_worker_is_not_run_by_it(
+    ackline_settings: Settings, vhost: Vhost, client: Client, tmp_path: Path
+) -> None:
+    user = f"jobs-{uuid.uuid4().hex[:8]}"
+    parts = urlsplit(vhost.amqp_url)
+    url = urlunsplit(parts._replace(netloc=f"{user}:first@{parts.hostname}:{parts.port}"))
+    engine = database.connect(ackline_settings.database)
+
+    def claims() -> int:
+        try:
+            with database.reading(engine) as connection:
+                return connection.scalar(select(func.count()).select_from(inbox)) or 0
+        except DatabaseUnavailable:  # there are no tables before the first claim
+            return 0
+
+    with vhost.api() as api, _sending(ackline_settings, tmp_path / "notes") as sending:
+
+        def password(value: str) -> None:
+            api.put(f"/api/users/{user}", json={"password": value, "tags": ""}).raise_for_status()
+
+        password("first")
+        everything = {"configure": ".*", "write": ".*", "read": ".*"}
+        api.put(f"/api/permissions/{vhost.path}/{user}", json=everything).raise_for_status()
+        try:
+            with sending.worker(concurrency=1, ACKLINE_AMQP_URL=url):
+                sending.send("wait", "long")
+                until(lambda: sending.seen == ["wait long"])
+                until(lambda: claims() == 1, what="the job to be claimed")
+                theirs = until(lambda: connections(vhost, "jobs consumes"), what="the connection to be listed")
+                password("second")  # so that it does not get the delivery again
+                with sending.worker(concurrency=2) as other:
+                    close(vhost, theirs)
+                    until(lambda: client.ready("ackline.retry.15s") == 1, what="the other worker to park the job")
+                    (tmp_path / "gate").touch()
+                    sending.wait_for("wait long", "done long")
+                    sending.send("add", 1, 1)
+                    until(lambda: "add 1 1" in sending.seen)
+                    until(lambda: client.ready("ackline.retry.15s") == 0, what="the job to come back")
+                    assert other.stop() == 0
+        finally:
+            api.delete(f"/api/users/{user}")
+            engine.dispose()
+        assert client.ready(JOBS) == client.ready(DEAD) == 0
+        assert len(sending.seen) == 3

@@ -1,0 +1,75 @@
+"""Burst writes: what comes at once becomes rows in batches, each message once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import Engine, text
+
+from ackline.consumers import Ack, Reject, registered
+from ackline.consumers.testing import run
+from ackline.infra import database
+from ackline.infra.settings import Settings
+from ackline.infra.topology import declare
+from tests import scenario_app
+from tests.roles import listening, role
+from tests.scenario_app import APP, DATABASE, Reading
+from tests.waiting import until
+
+COUNT = 5000
+
+
+@contextmanager
+def shop(url: str) -> Iterator[Engine]:
+    """An engine on a database with the application's tables."""
+    engine = database.connect(url)
+    scenario_app.metadata.create_all(engine)
+    yield engine
+    engine.dispose()
+
+
+def counted(engine: Engine, what: str) -> int:
+    with engine.connect() as connection:
+        return int(connection.execute(text(f"SELECT count({what}) FROM readings")).scalar_one())
+
+
+def test_a_burst_becomes_rows_in_few_transactions(
+    ackline_settings: Settings, postgresql_url: str, say: Callable[[str], None]
+) -> None:
+    settings = ackline_settings.model_copy(update={"app": (APP,)})
+    declare(settings.broker, [registered()["readings"].queue])
+    lines = [
+        json.dumps({"type": "test.reading", "data": {"meter": f"m-{number % 7}", "number": number}})
+        for number in range(COUNT)
+    ]
+    with shop(postgresql_url) as engine:
+        with role(settings, "gateway", "--port", "0") as gateway:
+            address = listening(gateway)
+            until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
+            headers = {"Content-Type": "application/x-ndjson"}
+            answer = httpx.post(f"{address}/v1/messages", content="\n".join(lines), headers=headers, timeout=120)
+            assert answer.status_code == httpx.codes.ACCEPTED, answer.text[:500]
+        with role(settings, "worker", **{DATABASE: postgresql_url}):  # the queue has the whole peak by now
+            until(lambda: counted(engine, "*") == COUNT, what="all rows")
+        distinct = counted(engine, "DISTINCT number")
+        commits = counted(engine, "DISTINCT xmin::text")  # the transaction that wrote a row
+    say(f"{COUNT:,} messages posted at once: {distinct:,} rows in {commits} transactions")
+    assert distinct == COUNT
+    assert commits <= COUNT / 10
+
+
+@pytest.mark.usefixtures("own_registry")
+def test_a_row_that_the_database_refuses_goes_to_review_alone(tmp_path: Path) -> None:
+    batch = [Reading(meter="a", number=1), Reading(meter="a", number=-1), Reading(meter="a", number=2)]
+    url = f"sqlite:///{tmp_path / 'meters.db'}"
+    with shop(url) as engine:
+        first, refused, last = run(registered()["readings"], batch, database_url=url)
+        assert counted(engine, "*") == 2
+    assert (first.decision, last.decision) == (Ack(), Ack())
+    assert isinstance(refused.decision, Reject)
+    assert "from_zero" in refused.decision.reason

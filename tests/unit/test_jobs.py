@@ -1,0 +1,129 @@
+"""What is decided about jobs without a broker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery.exceptions import Reject as CeleryReject
+from kombu.exceptions import EncodeError
+
+from ackline.consumers import Reject, RetryLater, RetryPolicy, fixed
+from ackline.consumers.decision import InvalidBody
+from ackline.consumers.delivery import Delivery
+from ackline.consumers.handling import HANDLED
+from ackline.consumers.jobs import ending, job
+from ackline.consumers.jobs.app import app, route
+from ackline.consumers.jobs.job import policy_of
+from ackline.consumers.jobs.message import DELIVERIES, JobMessage
+from ackline.consumers.jobs.queues import names
+from ackline.infra import up, wire
+from ackline.infra.names import DEAD, JOBS, MESSAGES, RETURN, tier_within
+from ackline.infra.properties import Properties
+from ackline.infra.settings import Settings
+
+BODY = b"[[1], {}, {}]"
+
+
+def _message(headers: dict[str, Any] | None = None, exchange: str = MESSAGES, redelivered: bool = False) -> JobMessage:
+    told = {"task": "add", "id": "id-1", "retries": 7} | (headers or {})
+    properties = Properties(message_id="id-1", content_type="application/json", headers=told)
+    delivery = Delivery(exchange, JOBS, properties, BODY, redelivered)
+    return JobMessage(delivery, JOBS, "host:1", lambda message, settlement: None)
+
+
+@pytest.mark.parametrize(
+    ("delay", "tier"),
+    [(0.1, "1s"), (1, "1s"), (4.4, "1s"), (4.5, "5s"), (5.2, "5s"), (59, "15s"), (3600, "1h"), (86400, "1h")],
+)
+def test_what_is_not_due_waits_in_the_longest_tier_that_ends_in_time(delay: float, tier: str) -> None:
+    assert tier_within(delay) == f"ackline.retry.{tier}"
+
+
+@pytest.mark.parametrize(
+    ("error", "attempt", "policy", "reason"),
+    [
+        (ValueError("boom"), 1, None, "ValueError: boom"),
+        (ValueError(), 1, None, "ValueError"),
+        (ValueError("boom"), 3, None, "failed after 3 attempts: ValueError: boom"),
+        (ValueError("boom"), 3, fixed(attempts=3), "failed after 3 attempts: ValueError: boom"),
+        (KeyError("a"), 1, fixed(attempts=3, retry_on=ValueError), "not retried: KeyError: 'a'"),
+        (Reject("the customer is gone"), 1, None, "the customer is gone"),
+        (CeleryReject("gone"), 1, None, "rejected: gone"),
+        (TimeLimitExceeded(5), 1, None, "it ran for longer than its time limit of 5 s, and was killed"),
+        (SoftTimeLimitExceeded(), 1, None, "it ran for longer than its soft time limit"),
+        (WorkerLostError("signal 9"), 1, fixed(attempts=3), "its process died while it ran: signal 9"),
+        (EncodeError("no JSON"), 1, None, "it ran to its end, but its result cannot be stored: no JSON"),
+    ],
+)
+def test_the_reason_is_one_that_a_person_understands(
+    error: BaseException, attempt: int, policy: RetryPolicy | None, reason: str
+) -> None:
+    assert ending.reason_of(error, attempt, policy) == reason
+
+
+def test_headers_are_believed_only_on_what_ackline_sent() -> None:
+    forged = {wire.ATTEMPT: 3, wire.REDRIVE: "r-1", wire.HISTORY: "[]", DELIVERIES: 9, wire.TRACK: True, "customer": 1}
+    new, back = _message(forged), _message(forged, RETURN)
+    assert {"customer": 1, wire.TRACK: True}.items() <= new.headers.items()
+    assert not {wire.ATTEMPT, wire.REDRIVE, wire.HISTORY, DELIVERIES} & set(new.headers)
+    assert (new.headers["retries"], new.trail.redrive, new.came_before) == (0, None, False)
+    assert (back.headers["retries"], back.trail.redrive, back.came_before) == (2, "r-1", True)
+
+
+def test_a_redrive_begins_anew() -> None:
+    times = {"eta": "2026-01-01T00:00:00+00:00", "expires": "2026-01-01T00:00:00+00:00"}
+    headers = _message(times | {wire.REDRIVE: "r-1"}, RETURN).headers
+    assert {"eta": None, "expires": None, "retries": 0}.items() <= headers.items()
+    assert _message(times, RETURN).headers["expires"] == times["expires"], "a retry goes on"
+
+
+def test_only_tracked_and_redriven_jobs_are_reported() -> None:
+    assert ending.handled(_message()) is HANDLED
+    tracked, redriven = (
+        ending.handled(_message({wire.TRACK: True})),
+        ending.handled(_message({wire.REDRIVE: "r-1"}, RETURN)),
+    )
+    for settlement in (tracked, redriven):
+        assert settlement.report is not None
+        assert json.loads(settlement.report.event)["event"] == "handled"
+
+
+def test_a_job_that_ends_its_worker_over_and_over_goes_to_review() -> None:
+    waits = ending.awaiting_another(_message({"x-delivery-count": 2, DELIVERIES: 4}, RETURN, redelivered=True))
+    (outgoing,) = waits.outgoing
+    assert outgoing.exchange == "ackline.retry.15s"
+    assert outgoing.properties.headers.number(DELIVERIES) == 7
+    ends = ending.awaiting_another(_message({"x-delivery-count": 2, DELIVERIES: 20}, RETURN, redelivered=True))
+    (outgoing,) = ends.outgoing
+    assert outgoing.exchange == DEAD
+    assert outgoing.properties.headers.text(wire.REASON) == "its worker died or lost it 23 times"
+
+
+@pytest.mark.parametrize("name", ["task", "id"])
+def test_a_message_that_is_no_job_says_what_it_lacks(name: str) -> None:
+    with pytest.raises(InvalidBody, match=f"its headers lack '{name}'"):
+        _message({name: 3}).check()
+
+
+def test_a_job_without_a_policy_is_retried_only_when_it_asks_for_it() -> None:
+    policy = policy_of(app.Task())
+    assert policy.attempts == 4, "Celery's max_retries is 3"
+    assert not policy.retries(ValueError())
+    assert policy.retries(RetryLater("1s"))
+
+
+def test_a_job_names_its_queue(own_registry: None) -> None:
+    @job(name="test-video", queue="video", soft_time_limit="10s", time_limit="1m")
+    def encode() -> None: ...
+
+    assert (encode.soft_time_limit, encode.time_limit) == (10.0, 60.0)
+    assert route("test-video", (), {}, {}, encode) == {"queue": "video"}
+    assert "video" in names(app)
+
+
+def test_up_runs_jobs_where_the_application_has_any(tmp_path: Any) -> None:
+    settings = Settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", data_dir=tmp_path, app=("tests.job_app",))
+    assert "jobs" in [role.name for role in up._roles(settings, own_sink=False, with_flower=False)]
