@@ -45,7 +45,7 @@ async def aadd(a: int, b: int) -> int:
     return a + b
 
 
-@shared_task(name="shared")
+@shared_task(name="shared")  # type: ignore[untyped-decorator]  # Celery has no types
 def shared(text: str) -> None:
     note(f"shared {text}")
 
@@ -65,6 +65,13 @@ def pass_on(text: str) -> None:
 @job(name="at")
 def at() -> None:
     note(f"at {time.time()}")
+
+
+@job(name="nap")
+def nap(seconds: float) -> None:
+    note("nap")
+    time.sleep(seconds)
+    note("awake")
 
 
 # --- what raises ------------------------------------------------------------------------------------------------------
