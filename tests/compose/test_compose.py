@@ -17,7 +17,7 @@ DOCKERFILE = ROOT / "infra" / "docker" / "Dockerfile"
 
 COMPOSE: Mapping[str, Any] = yaml.safe_load(COMPOSE_FILE.read_text())
 SERVICES: Mapping[str, Any] = COMPOSE["services"]
-ROLES = {"gateway", "worker", "jobs", "flower", "reviewer", "relay", "mail"}
+ROLES = {"gateway", "worker", "jobs", "flower", "beat", "reviewer", "relay", "mail"}
 
 each_service = pytest.mark.parametrize("name", SERVICES)
 

@@ -18,7 +18,7 @@ import pytest
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-SERVICES = {"rabbitmq", "postgres", "mail", "gateway", "worker", "reviewer", "relay"}
+SERVICES = {"rabbitmq", "postgres", "mail", "gateway", "worker", "beat", "reviewer", "relay"}
 KEY = "ackline-local"
 
 #: Seconds until every service is healthy: images are here, the database and the broker are new.
@@ -27,7 +27,7 @@ START = 180.0
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        not os.environ.get("ACKLINE_TEST_COMPOSE"), reason="six containers and a minute: make test-compose runs it"
+        not os.environ.get("ACKLINE_TEST_COMPOSE"), reason="eight containers and a minute: make test-compose runs it"
     ),
 ]
 
