@@ -39,7 +39,7 @@ ANSWER_SECONDS = 20.0
 #: Answers that have come together before the I/O thread is woken for them; otherwise it looks at its next tick.
 FLUSH_AT = 64
 _NOT_FOUND = 404
-#: How long a channel stays open after its last answer, in times that its queue took to end the subscription. A quorum
+#: How long a channel stays open after its last answer, in times that its queue took for its last reply. A quorum
 #: queue that is behind has its channel keep answers back, and who closes the channel then loses them: what was handled
 #: is delivered again (`unsent_commands` of rabbit_fifo_client, 3.10 to 4.3). No reply tells when it has them.
 LINGER = 3.0
@@ -87,6 +87,8 @@ class Subscription:
         self._arguments = dict(arguments or {})
         self._gather = gather
         self._channel: Channel | None = None
+        #: One that is about to be closed, when the queue has had the time to take its answers.
+        self._releasing: Channel | None = None
         #: Consumer tag of the subscription that is wanted; None while there is to be none.
         self._tag: str | None = None
         self._cancelling = 0
@@ -141,8 +143,10 @@ class Subscription:
     @property
     def has_stopped(self) -> bool:
         """Whether nothing more comes, and everything that came is answered, so that the channel may be closed."""
-        if not self._stopping or self._channel is None:
-            return self._stopping
+        if not self._stopping or self._releasing is not None:
+            return False
+        if self._channel is None:
+            return True
         return not self._is_busy and time.monotonic() - self._busy_at >= LINGER * self._latency
 
     @property
@@ -162,6 +166,7 @@ class Subscription:
     def lost(self) -> None:
         """The connection is gone: forget the tags."""
         self._ended_by_broker = False
+        self._releasing = None
         self._forget()
 
     def stop(self) -> None:
@@ -196,11 +201,27 @@ class Subscription:
         connection: Any = channel.connection
         connection.forget_deliveries(channel.channel_number)  # nothing that still comes is of the next channel
         self._forget()
-        cancelled: Any = channel._cancelled
-        cancelled.update(channel.consumer_tags)
-        channel.close()
-        if not self._stopping:
-            self._link.later(0.1, lambda: self.open(connection))
+        self._releasing = channel
+        channel.add_on_close_callback(self._released)
+        since = time.monotonic()
+
+        def close(_frame: Any = None) -> None:
+            self._link.later(LINGER * (time.monotonic() - since), partial(self._close, channel))
+
+        channel.queue_declare(self.queue, passive=True, callback=close)  # goes to the queue's leader, after the answers
+
+    def _close(self, channel: Channel) -> None:
+        if channel.is_open:
+            cancelled: Any = channel._cancelled
+            cancelled.update(channel.consumer_tags)
+            channel.close()
+
+    def _released(self, channel: Channel, _reason: Any) -> None:
+        if channel is self._releasing:
+            self._releasing = None
+            if not self._stopping:
+                connection: Any = channel.connection
+                self._link.later(0.1, lambda: self.open(connection))
 
     def flush(self) -> None:
         """Send the answers that have come together."""

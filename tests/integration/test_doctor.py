@@ -7,6 +7,7 @@ import os
 import socket
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -57,6 +58,7 @@ def examine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Examine
     # By its name: the package's attribute `consumer` is the decorator.
     registry = import_module("ackline.consumers.consumer")
     monkeypatch.setattr(registry, "_consumers", {"email": registered()["email"]})
+    monkeypatch.delitem(sys.modules, "ackline.consumers.jobs.app", raising=False)
     # A slow machine is no fault of what is examined.
     monkeypatch.setattr("ackline.infra.doctor.ANSWER_SECONDS", 60.0)
 
