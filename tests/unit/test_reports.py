@@ -96,7 +96,7 @@ def test_a_pdf_of_too_many_rows_is_refused_and_the_csv_is_not(monkeypatch: pytes
     assert made("csv").decision == Ack()
 
 
-@pytest.mark.parametrize("name", ["../months", "Mo/nths", "", "m" * 81, "Ökonomie"])
+@pytest.mark.parametrize("name", ["../months", "Mo/nths", "", "-", "-months", "months\n", "m" * 81, "Ökonomie"])
 def test_the_name_of_a_report_can_be_part_of_an_address(name: str) -> None:
     with pytest.raises(ConfigurationError, match="letters, digits and dashes"):
         report(name)
@@ -129,10 +129,16 @@ def test_a_pdf_has_its_heads_on_each_page_and_western_letters() -> None:
     assert found.count("“Über” 5 €") == 60
 
 
+@pytest.mark.parametrize(("heads", "row"), [(["a"], ["word " * 5000]), (["a"] * 200, ["word"] * 200)])
+def test_what_is_larger_than_a_page_is_a_reason(heads: list[str], row: list[str]) -> None:
+    with pytest.raises(Reject, match="does not fit on a page: ask for it as csv"):
+        write_pdf(BytesIO(), "sales", heads, [row], None)
+
+
 def test_letters_that_a_font_has_not_are_a_reason_and_no_empty_places(tmp_path: Path) -> None:
     font = tmp_path / "few.ttf"
     draw_font(font, "saleŁ ")
-    write_pdf(BytesIO(), "sale", ["Ł"], [["a"]], font)
+    write_pdf(BytesIO(), "sale", ["Ł"], [["a"], ["a\x07\r\na"]], font)
     reason = "the PDF's font has no letter {}: set ACKLINE_REPORT_FONT to one that has"
     with pytest.raises(Reject, match=re.escape(reason.format("'上'"))):
         write_pdf(BytesIO(), "sale", ["Ł"], [["上"]], font)
