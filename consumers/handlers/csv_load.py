@@ -153,6 +153,8 @@ def _insert(connection: Connection, table: Table, columns: Sequence[Any], rows: 
             connection.execute(insert(table), chunk)
     except (DataError, IntegrityError) as error:
         raise Reject(f"the table {table.name} does not take it: {error.orig}") from error
+    except OverflowError as error:  # how SQLite's driver says that a number has more than 64 bits
+        raise Reject(f"the table {table.name} does not take it: {error}") from error
 
 
 def _copy(connection: Connection, table: Table, columns: Sequence[Any], rows: Iterator[tuple[Any, ...]]) -> None:
