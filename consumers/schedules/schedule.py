@@ -140,9 +140,11 @@ def declared(configured: Settings) -> dict[str, tuple[Origin, Schedule]]:
     """The schedules of the application, which is loaded, and of `ackline.toml`; one of the file takes the place of one
     of that name in the code. Raises `ConfigurationError` for one that cannot be used.
     """
-    of_file = [
-        parse(told, f"The schedule {told.get('name', number)!r} of ackline.toml (ACKLINE_SCHEDULES)")
-        for number, told in enumerate(configured.schedules, start=1)
-    ]
-    found = {name: (Origin.APPLICATION, schedule) for name, schedule in _schedules.items()}
-    return found | {schedule.name: (Origin.FILE, schedule) for schedule in of_file}
+    of_file: dict[str, tuple[Origin, Schedule]] = {}
+    for number, told in enumerate(configured.schedules, start=1):
+        whose = f"The schedule {told.get('name', number)!r} of ackline.toml (ACKLINE_SCHEDULES)"
+        found = parse(told, whose)
+        if found.name in of_file:
+            raise ConfigurationError(f"{whose} is there twice: give each a name of its own.")
+        of_file[found.name] = (Origin.FILE, found)
+    return {name: (Origin.APPLICATION, schedule) for name, schedule in _schedules.items()} | of_file

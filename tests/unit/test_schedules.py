@@ -337,6 +337,12 @@ def test_a_schedule_of_the_file_takes_the_place_of_one_in_the_code() -> None:
     assert (origin, found.when, found.grace) == (Origin.FILE, "every 30s", 7200)
 
 
+def test_two_schedules_of_one_name_in_the_file_are_refused() -> None:
+    (one,) = of_file().schedules
+    with pytest.raises(ConfigurationError, match=r"'x' of ackline\.toml \(ACKLINE_SCHEDULES\) is there twice"):
+        declared(Settings(schedules=(one, one | {"when": "every 1m"})))
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
