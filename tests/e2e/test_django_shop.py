@@ -197,8 +197,30 @@ def test_a_lost_connection_to_the_database_fails_no_handler(shop: Shop, postgres
 def test_settings_that_have_no_effect_are_named(shop: Shop) -> None:
     (shop.settings.data_dir / "unsafe.py").write_text(
         "from shop.settings import *\nCELERY_TASK_ACKS_LATE = False\nCELERY_TIMEZONE = 'Asia/Shanghai'\n"
+        "CELERY_BROKER_TRANSPORT_OPTIONS = {'password': 'hunter2'}\n"
+        "CELERY_BEAT_SCHEDULE = {'nightly': {'task': 'shop.tasks.write_invoice', 'schedule': 60, 'args': [1]}}\n"
     )
     shop.environment["DJANGO_SETTINGS_MODULE"] = "unsafe"
     told = shop.manage("check")
     assert "(ackline.W001) CELERY_TASK_ACKS_LATE = False has no effect" in told
+    assert "(ackline.W002) CELERY_BEAT_SCHEDULE has no effect" in told
     assert "TIMEZONE" not in told
+    assert "hunter2" not in told
+
+
+def test_the_outbox_is_where_the_connection_of_the_project_leads(shop: Shop, postgresql_url: str) -> None:
+    url = make_url(postgresql_url)
+    told = {"HOST": url.query.get("host") or url.host, "PORT": url.port, "NAME": url.database}
+    told |= {"USER": url.username, "PASSWORD": url.password, "ENGINE": "django.db.backends.postgresql"}
+    told["OPTIONS"] = {"options": "-c search_path=shop", "assume_role": None}
+    (shop.settings.data_dir / "schema.py").write_text(
+        f"from shop.settings import *\nDATABASES = {{'default': {told!r}}}\n"
+    )
+    engine = create_engine(postgresql_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA shop"))
+    engine.dispose()
+    shop.environment["DJANGO_SETTINGS_MODULE"] = "schema"
+    shop.manage("migrate")
+    assert "0 wait to be published" in shop.manage("ackline", "outbox", "list")
+    assert "elsewhere" in shop.manage("ackline", "outbox", "list", "--database-url=sqlite:///no/elsewhere.db", code=1)
