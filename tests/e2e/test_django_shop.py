@@ -210,7 +210,7 @@ def test_settings_that_have_no_effect_are_named(shop: Shop) -> None:
 
 def test_the_outbox_is_where_the_connection_of_the_project_leads(shop: Shop, postgresql_url: str) -> None:
     url = make_url(postgresql_url)
-    told = {"HOST": url.query.get("host") or url.host, "PORT": url.port, "NAME": url.database}
+    told: dict[str, Any] = {"HOST": url.query.get("host") or url.host, "PORT": url.port, "NAME": url.database}
     told |= {"USER": url.username, "PASSWORD": url.password, "ENGINE": "django.db.backends.postgresql"}
     told["OPTIONS"] = {"options": "-c search_path=shop", "assume_role": None}
     (shop.settings.data_dir / "schema.py").write_text(
