@@ -45,7 +45,7 @@ MAX_PDF_ROWS = 10_000
 #: Rows that are fetched at once.
 _FETCHED = 1000
 #: What a spreadsheet takes for the beginning of a formula, which may call programs (OWASP: CSV injection).
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 #: Bytes of a file that are held in memory; a larger one is written to the disk.
 _IN_MEMORY = 8 * 1024 * 1024
 

@@ -110,7 +110,7 @@ def schedule(
     `planned_at`.
 
     Guarantees: a tick is published once, unless the relay is killed between the publish and its note of it: then again
-    under the same id. Raises `ConfigurationError` for what cannot be used.
+    under the same id. Raises `ConfigurationError` for what cannot be used, and for a name that another one has.
     """
     if isinstance(target, BaseModel):
         what: dict[str, Any] = {"message": type_of(target), "data": target.model_dump(mode="json", by_alias=True)}
@@ -120,7 +120,8 @@ def schedule(
         what |= {"args": list(args), "kwargs": dict(kwargs or {})}
     told = {"name": name, "when": when, "timezone": timezone, "missed": missed, "grace": grace}
     declared = parse(told | what, f"The schedule {name!r}")
-    _schedules[name] = declared
+    if _schedules.setdefault(name, declared) != declared:
+        raise ConfigurationError(f"There is another schedule {name!r} already: give each a name of its own.")
     return declared
 
 

@@ -112,11 +112,11 @@ def test_a_report_says_what_its_parameters_are() -> None:
 
 def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
     file = BytesIO()
-    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "plain", "a=b", "上海"]
+    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "plain", "a=b", "上海"]
     write_csv(file, ["a"], [[text] for text in texts] + [[-5], [None], [date(2026, 11, 1)]])
     assert not file.closed
     read = [row[0] if row else "" for row in csv.reader(StringIO(file.getvalue().decode("utf-8-sig"), newline=""))]
-    assert read == ["a", *(f"'{text}" for text in texts[:6]), "plain", "a=b", "上海", "-5", "", "2026-11-01"]
+    assert read == ["a", *(f"'{text}" for text in texts[:8]), "plain", "a=b", "上海", "-5", "", "2026-11-01"]
 
 
 def test_a_pdf_has_its_heads_on_each_page_and_western_letters() -> None:
