@@ -145,6 +145,8 @@ def test_wrong_rows_behind_many_good_ones_leave_nothing(table: Engine) -> None:
         (HEADER + b'A-1,"Nails,5\n', "line 2 is no CSV: unexpected end of data"),
         (HEADER + b"A-1," + b"N" * 200_000 + b",5\n", "line 2 is no CSV: field larger than field limit"),
         (HEADER + b"A-1,Nai\x00ls,5\n", "line 2: a NUL character"),
+        (b"," * 1_000_001, "line 1 has more than 1,000,000 characters"),
+        (HEADER + b"," * 1_000_001, "line 2 has more than 1,000,000 characters"),
     ],
 )
 def test_what_is_no_such_file_is_said_in_a_sentence(table: Engine, content: bytes, said: str) -> None:
