@@ -46,6 +46,18 @@ def wait_for(number, **wanted):
 """
 
 
+#: An async handler, whose connection is that of the thread in which Django runs queries for coroutines.
+LABELS = """
+from ackline.consumers import consumer
+from shop.messages import OrderPlaced
+from shop.models import Order
+
+@consumer("labels.print")
+async def print_label(placed: OrderPlaced) -> None:
+    await Order.objects.aget_or_create(product=f"label {placed.order}", defaults={"quantity": 1})
+"""
+
+
 class Shop:
     """The project, on a broker and in a folder of its own."""
 
@@ -172,8 +184,11 @@ def test_a_lost_connection_to_the_database_fails_no_handler(shop: Shop, postgres
     told |= {"PASSWORD": url.password, "HOST": url.host, "PORT": url.port, "CONN_MAX_AGE": None}
     told["CONN_HEALTH_CHECKS"] = True
     (shop.settings.data_dir / "elsewhere.py").write_text(
-        f"from shop.settings import *\nDATABASES = {{'default': {told!r}}}\n"
+        f"from shop.settings import *\nDATABASES = {{'default': {told!r}}}\nINSTALLED_APPS += ['labels']\n"
     )
+    (shop.settings.data_dir / "labels").mkdir()
+    (shop.settings.data_dir / "labels" / "__init__.py").touch()
+    (shop.settings.data_dir / "labels" / "messages.py").write_text(LABELS)
     shop.environment |= {
         "DJANGO_SETTINGS_MODULE": "elsewhere",
         "PYTHONPATH": str(shop.settings.data_dir),
@@ -182,7 +197,14 @@ def test_a_lost_connection_to_the_database_fails_no_handler(shop: Shop, postgres
     }
     shop.manage("migrate")
     shop.manage("ackline", "topology", "apply")
-    order = "number = place(1).json()['order']; wait_for(number, packed=True, invoice=f'Invoice {number}: 1 x tea')"
+    order = """
+number = place(1).json()['order']
+wait_for(number, packed=True, invoice=f'Invoice {number}: 1 x tea')
+deadline = time.monotonic() + 90
+while not Order.objects.filter(product=f"label {number}").exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+"""
     engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     with shop.roles("relay", "worker", "jobs") as (_, worker, jobs):
         shop.visit(order)
