@@ -110,7 +110,7 @@ def masked(text: str) -> str:
 
     A password may hold what should be percent-encoded, so it reaches to the last @ (kombu's own way would show it).
     """
-    return _QUERY.sub(rf"\1{_MASK}", _PASSWORD.sub(rf"\1:{_MASK}@", text))
+    return _NO_PORT.sub(_MASK, _QUERY.sub(rf"\1{_MASK}", _PASSWORD.sub(rf"\1:{_MASK}@", text)))
 
 
 def _without_secrets(value: Any) -> Any:
@@ -127,6 +127,8 @@ _MASK = "********"
 _SECRET = re.compile("passw|passphrase|secret|token|credential|(api|private)_?key", re.IGNORECASE)
 #: Several addresses in one text have a semicolon or a space between them.
 _PASSWORD = re.compile(r"(?<=://)([^\s/:;@]*):[^\s;]*@")
+#: Said by urllib of an address whose password has a slash in it.
+_NO_PORT = re.compile(r"(?<=Port could not be cast to integer value as ).*")
 _QUERY = re.compile(rf"([?&][^\s=&;]*(?:{_SECRET.pattern})[^\s=&;]*=)[^\s&;]*", re.IGNORECASE)
 
 

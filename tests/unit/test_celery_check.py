@@ -565,6 +565,7 @@ def test_modules_that_an_app_includes_are_loaded_with_it(written: Callable[[str]
             "cannot be loaded: AttributeError: 'str' object has no attribute",
         ),
         (MAKE + "made.conf.include = ['no_such_tasks']\n", "ModuleNotFoundError: No module named 'no_such_tasks'"),
+        ("from urllib.parse import urlsplit\nurlsplit('amqp://a:b/c@d').port\n", "integer value as ********"),
         ("raise OSError('no amqp://a:b/c@d//')\n", "({file}, line 1): OSError: no amqp://a:********@d//"),
     ],
 )
