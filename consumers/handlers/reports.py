@@ -77,12 +77,16 @@ class Report:
 _reports: dict[str, Report] = {}
 
 
+def _place(query: Callable[[Any], Select[Any]]) -> tuple[str, str]:
+    return query.__module__, query.__qualname__
+
+
 def report(name: str, /, *, database_url: str | None = None) -> Callable[[F], F]:
     """Make a function the report of that *name*: letters, digits, then dashes too. Returns the function unchanged.
 
     It takes a pydantic model, the parameters that are asked for, and returns the query, whose columns' names are the
     heads of the table. database_url: where it is run; `ACKLINE_INBOX_DATABASE_URL` when not given, and Ackline's own
-    database without that. Raises `ConfigurationError`.
+    database without that. Raises `ConfigurationError`, also for a name that another function has.
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
@@ -97,6 +101,9 @@ def report(name: str, /, *, database_url: str | None = None) -> Callable[[F], F]
             raise ConfigurationError(
                 f"The report {name!r} takes one parameter, which is annotated with a pydantic model."
             )
+        other = _reports.get(name)
+        if other is not None and _place(other.query) != _place(function):  # not its module, imported again
+            raise ConfigurationError(f"There is another report {name!r} already: take another name.")
         _reports[name] = Report(name, parameters, function, database_url)
         return function
 

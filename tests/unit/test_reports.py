@@ -110,6 +110,14 @@ def test_a_report_says_what_its_parameters_are() -> None:
             raise NotImplementedError
 
 
+def test_two_reports_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="There is another report 'months' already"):
+
+        @report("months")
+        def other(wanted: Months) -> Select[Any]:
+            raise NotImplementedError
+
+
 def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
     file = BytesIO()
     texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "plain", "a=b", "上海"]
