@@ -15,6 +15,6 @@ def retry_after(value: str | None, at: datetime) -> float:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max((date.replace(tzinfo=date.tzinfo or UTC) - at).total_seconds(), 0.0)

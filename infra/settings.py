@@ -108,7 +108,7 @@ class Settings(BaseSettings):
     public_url: str | None = Field(
         default=None, description="http[s] address by which others reach the gateway, for links; else where it listens"
     )
-    link_days: float = Field(default=7.0, gt=0, description="days that a link to a file works")
+    link_days: float = Field(default=7.0, gt=0, le=36_500, description="days that a link to a file works")
     metrics_open: bool = Field(default=False, description="whether /metrics of the gateway answers without a key")
     max_batch: int = Field(default=10_000, gt=0, description="messages in one request at most")
     max_batch_bytes: int = Field(default=16 * 1024 * 1024, gt=0, description="largest body of a batch")
@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     approval_hours: float = Field(default=24.0, gt=0, description="how long a request waits for the second person")
 
     thumbnail_sizes: Annotated[tuple[Annotated[int, Field(ge=16, le=4096)], ...], NoDecode] = Field(
-        default=(160, 640), description="comma-separated pixels of the longer side of thumbnails"
+        default=(160, 640), min_length=1, description="comma-separated pixels of the longer side of thumbnails"
     )
     max_image_pixels: int = Field(
         default=50_000_000, gt=0, description="pixels of an image, width times height, that handlers open at most"

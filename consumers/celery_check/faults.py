@@ -51,8 +51,9 @@ def unconfirmed(app: Celery) -> Iterator[Fault]:
     """Publisher confirms are off."""
     options = app.conf.broker_transport_options or {}
     if not options.get("confirm_publish"):
-        kept = {name: value for name, value in options.items() if name != "visibility_timeout"}  # not RabbitMQ's
-        fix = assignment("broker_transport_options", kept | {"confirm_publish": True})
+        # By name, for there may be passwords among them.
+        kept = "**app.conf.broker_transport_options, " if options else ""
+        fix = f"app.conf.broker_transport_options = {{{kept}'confirm_publish': True}}"
         yield Fault('broker_transport_options["confirm_publish"]', options.get("confirm_publish"), fix)
 
 
@@ -115,6 +116,8 @@ def undecodable(app: Celery) -> Iterator[Fault]:
 
 def not_accepted(app: Celery) -> Iterator[Fault]:
     """What the app sends is not among what its workers accept."""
+    if app.conf.accept_content is None:
+        return iter(())  # all that kombu holds for safe
     accepted = set(map(content_type, app.conf.accept_content))
     return task_setting("task_serializer", "serializer", lambda name: content_type(name) not in accepted, "json")(app)
 
@@ -168,7 +171,8 @@ def beat(app: Celery) -> Iterator[Fault]:
     name = scheduler if isinstance(scheduler, str) else f"{scheduler.__module__}:{scheduler.__qualname__}"
     kept_elsewhere = not name.startswith("celery.beat")  # the schedule of such a scheduler is in a database
     if (app.conf.beat_schedule or kept_elsewhere) and not name.startswith(_ONE_AT_A_TIME):
-        yield Fault("beat_scheduler", name, "ackline beat  # in place of `celery beat`: of several, one is active")
+        fix = "celery beat  # in one place, stopped before it is started anew; of several `ackline beat` one is active"
+        yield Fault("beat_scheduler", name, fix)
 
 
 def zone(app: Celery) -> Iterator[Fault]:

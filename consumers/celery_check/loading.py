@@ -14,6 +14,7 @@ import kombu
 from celery import Celery
 from celery.app.utils import find_app
 
+from ackline.consumers.celery_check.looking import masked
 from ackline.infra.errors import AcklineError, ConfigurationError
 
 
@@ -60,7 +61,7 @@ def _said(name: str, error: BaseException) -> str:
     if place is None and not_found:
         return f"There is no Celery app in {name!r}. {_HOW}"
     where = f" ({place})" if place else ""
-    return f"{name} cannot be loaded{where}: {type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{name} cannot be loaded{where}: {type(error).__name__}: {masked(' '.join(str(error).split()))}"
 
 
 #: The attributes that Celery looks for in a module, and what its own errors have there.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from celery import Celery
-from celery.app.utils import sanitize_url
 from kombu import Exchange, Queue
 from kombu.entity import maybe_delivery_mode
 
@@ -101,10 +101,35 @@ def assignment(name: str, right: Any) -> str:
 
 def shown(value: Any) -> str:
     """*value* as Python writes it, in one short line, without a password."""
-    if isinstance(value, (list, tuple)):
-        value = [sanitize_url(item) for item in value]  # a tuple is as good as a list
-    written = str(value) if isinstance(value, Exchange) else repr(sanitize_url(value))
+    written = str(value) if isinstance(value, Exchange) else repr(_without_secrets(value))
     return written if len(written) <= 80 else f"{written[:79]}…"
+
+
+def masked(text: str) -> str:
+    """*text* without the passwords of addresses in it.
+
+    A password may hold what should be percent-encoded, so it reaches to the last @ (kombu's own way would show it).
+    """
+    return _NO_PORT.sub(_MASK, _QUERY.sub(rf"\1{_MASK}", _PASSWORD.sub(rf"\1:{_MASK}@", text)))
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, str):
+        return masked(value)
+    if isinstance(value, (list, tuple)):
+        return [_without_secrets(item) for item in value]  # a tuple is as good as a list
+    if isinstance(value, Mapping):
+        return {name: _MASK if _SECRET.search(str(name)) else _without_secrets(of) for name, of in value.items()}
+    return value
+
+
+_MASK = "********"
+_SECRET = re.compile("passw|passphrase|secret|token|credential|(api|private)_?key", re.IGNORECASE)
+#: Several addresses in one text have a semicolon or a space between them.
+_PASSWORD = re.compile(r"(?<=://)([^\s/:;@]*):[^\s;]*@")
+#: Said by urllib of an address whose password has a slash in it.
+_NO_PORT = re.compile(r"(?<=Port could not be cast to integer value as ).*")
+_QUERY = re.compile(rf"([?&][^\s=&;]*(?:{_SECRET.pattern})[^\s=&;]*=)[^\s&;]*", re.IGNORECASE)
 
 
 def is_on(value: Any) -> bool:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from importlib.util import find_spec
 
+from asgiref.sync import sync_to_async
 from django.apps import AppConfig
 from django.core import checks
 from django.db import close_old_connections
@@ -32,11 +34,30 @@ class AcklineConfig(AppConfig):  # type: ignore[misc]
         autodiscover_modules("messages", "tasks")
 
 
-@contextmanager
-def with_connections(ctx: Context) -> Iterator[None]:
+def with_connections(ctx: Context) -> AbstractContextManager[None] | AbstractAsyncContextManager[None]:
     """Around each handler, as around a request: the connections of its thread may be too old by now, or lost."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _of_this_thread()
+    return _of_coroutines()
+
+
+@contextmanager
+def _of_this_thread() -> Iterator[None]:
     close_old_connections()
     try:
         yield
     finally:
         close_old_connections()
+
+
+@asynccontextmanager
+async def _of_coroutines() -> AsyncIterator[None]:
+    """Those of the thread in which Django runs the queries of all coroutines."""
+    close = sync_to_async(close_old_connections)
+    await close()
+    try:
+        yield
+    finally:
+        await close()

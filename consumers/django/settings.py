@@ -38,16 +38,27 @@ def configure_jobs() -> None:
 
 def without_effect(app_configs: object = None, **_: Any) -> list[checks.CheckMessage]:
     """For `manage.py check`: the settings of Celery's that Ackline does not take."""
+    from ackline.consumers.celery_check.looking import shown
+
     _, refused = _celerys()
-    return [
+    found = [
         checks.Warning(
-            f"{_CELERY}{name.upper()} = {getattr(django_settings, _CELERY + name.upper())!r} has no effect: Ackline's "
-            f"jobs have {name} = {value!r}, without which they can be lost or run when nobody asked for it.",
+            f"{_CELERY}{name.upper()} = {shown(getattr(django_settings, _CELERY + name.upper()))} has no effect: "
+            f"Ackline's jobs have {name} = {value!r}, without which they can be lost or run when nobody asked for it.",
             hint="Remove it. `ackline celery check` says more about each setting of a Celery app.",
             id="ackline.W001",
         )
         for name, value in refused.items()
     ]
+    if getattr(django_settings, f"{_CELERY}BEAT_SCHEDULE", None):
+        found.append(
+            checks.Warning(
+                f"{_CELERY}BEAT_SCHEDULE has no effect: `ackline beat` runs schedules of its own.",
+                hint="Declare each entry in tasks.py by `schedule` of ackline.consumers.schedules, or in ackline.toml.",
+                id="ackline.W002",
+            )
+        )
+    return found
 
 
 def _celerys() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -44,5 +44,6 @@ def inserts(
         contexts[0].session.execute(statement, [one.model_dump() for one in messages])
 
     write.__annotations__["messages"] = list[contract]  # type: ignore[valid-type]
-    retry = exponential(reject_on=(IntegrityError, DataError))
+    # OverflowError: SQLite's driver, of a number with more than 64 bits.
+    retry = exponential(reject_on=(IntegrityError, DataError, OverflowError))
     consumer(name, retry=retry, batch=batch, inbox=inbox(database_url))(write)

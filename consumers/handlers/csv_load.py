@@ -23,6 +23,8 @@ from ackline.consumers.decision import Reject
 _SEPARATORS = ",;\t"
 #: Lines that are named as wrong, and letters of what is said of each.
 _NAMED, _SAID = 10, 200
+#: Characters of a line at most: a hundred million separators would be as many cells in memory, several times.
+_LONGEST = 1_000_000
 #: Rows of one INSERT where there is no COPY.
 _CHUNK = 1000
 
@@ -55,9 +57,10 @@ class _Rows:
     def __init__(self, text: TextIOWrapper, model: type[BaseModel]) -> None:
         self.count = 0
         self._model = model
-        first = text.readline().rstrip("\r\n")
+        lines = _lines_of(text)
+        first = next(lines, "").rstrip("\r\n")
         self._names = _header(first, model)
-        self._reader = csv.reader(text, strict=True, delimiter=_separator(first, model))
+        self._reader = csv.reader(lines, strict=True, delimiter=_separator(first, model))
         self._optional = frozenset(
             _name(key, model) for key, field in model.model_fields.items() if not field.is_required()
         )
@@ -104,6 +107,16 @@ class _Rows:
         }
         row = self._model.model_validate_strings(found)
         return tuple(getattr(row, name) for name in self._model.model_fields)
+
+
+def _lines_of(text: TextIOWrapper) -> Iterator[str]:
+    """Its lines. Raises `Reject` for one that is longer than a table's row can be."""
+    number = 0
+    while line := text.readline(_LONGEST + 1):
+        number += 1
+        if len(line) > _LONGEST:
+            raise Reject(f"line {number:,} has more than {_LONGEST:,} characters")
+        yield line
 
 
 def _name(field: str, model: type[BaseModel]) -> str:
@@ -153,6 +166,8 @@ def _insert(connection: Connection, table: Table, columns: Sequence[Any], rows: 
             connection.execute(insert(table), chunk)
     except (DataError, IntegrityError) as error:
         raise Reject(f"the table {table.name} does not take it: {error.orig}") from error
+    except OverflowError as error:  # how SQLite's driver says that a number has more than 64 bits
+        raise Reject(f"the table {table.name} does not take it: {error}") from error
 
 
 def _copy(connection: Connection, table: Table, columns: Sequence[Any], rows: Iterator[tuple[Any, ...]]) -> None:

@@ -1,8 +1,8 @@
 """`mail.daily`: every morning at 08:00 in Shanghai a mail to those of `ACKLINE_DAILY_MAIL_TO`: what waits in review.
 
-Each mail is a message of its own (`email.send`), whose id follows from the tick and the address: a job that runs twice
-sends no mail twice. Another time, or another time zone, is a schedule of the name `daily-mail` in `ackline.toml`.
-`pip install 'ackline[jobs]'`.
+Each mail is a message of its own (`email.send`), whose id follows from the tick and the address: a job that runs twice,
+because its worker was killed, sends each mail again under the same `Message-ID`. Another time, or another time zone, is
+a schedule of the name `daily-mail` in `ackline.toml`. `pip install 'ackline[jobs]'`.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from ackline.producer import message
 
 #: RFC 3986: what may stand in a path and a query.
 _PATH = re.compile(r"/(?:[A-Za-z0-9._~:/?@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
-#: A segment that leads out of the path which the application gave the service.
-_DOTS = re.compile(r"/(?:\.|%2e){1,2}(?=[/?]|$)", re.IGNORECASE)
+#: A segment that leads out of the path which the application gave the service, as any server may read it: with slashes
+#: that are encoded, or with parameters after it.
+_DOTS = re.compile(r"(?:/|%2f|%5c)(?:\.|%2e){1,2}(?=[/?;]|%2f|%5c)", re.IGNORECASE)
 #: Nine tries in a quarter of an hour, beside the time that the circuit is open.
 _RETRY = exponential(attempts=9, first="1s", cap="15m", jitter=True)
 

@@ -39,6 +39,9 @@ if TYPE_CHECKING:  # only those who call anybody load it
 SECONDS = 30.0
 #: Bytes of an answer at most: a worker holds several at once.
 MOST_BYTES = 16 * 1024 * 1024
+#: How an answer may be compressed: once. From several times over, a kilobyte becomes as many gigabytes as one likes.
+_ENCODINGS = ("identity", "gzip", "deflate")
+_ASKED = {"Accept-Encoding": "gzip, deflate"}
 #: Characters of an answer that a reason quotes: enough for what most services say is wrong.
 _QUOTED = 300
 #: Seconds of a `Retry-After` that are obeyed at most: beyond it a service is rather asked once too often.
@@ -85,7 +88,8 @@ async def request(
     parameters: of the query. body: sent as JSON; None: no body. seconds: for all of it, however slowly the other side
     drips. Each call has a connection of its own, so none meets one that the service has just closed.
 
-    Raises `Unavailable`, `TryAgain` or `Reject`, as above; and `Reject` for an answer beyond `MOST_BYTES`.
+    Raises `Unavailable`, `TryAgain` or `Reject`, as above; `Reject` for an answer beyond `MOST_BYTES`, or in an
+    encoding that was not asked for; `ConfigurationError` for a header that HTTP cannot hold.
     """
     import httpx
 
@@ -93,12 +97,17 @@ async def request(
     try:
         async with (
             asyncio.timeout(seconds),
-            httpx.AsyncClient(verify=_tls(), timeout=None) as client,  # noqa: S113 - the deadline is for all of it
+            httpx.AsyncClient(headers=_ASKED, verify=_tls(), timeout=None) as client,  # noqa: S113 - the deadline does
             client.stream(method, url, headers=headers, params=parameters, json=body) as response,
         ):
             content = await _read(response)
     except TimeoutError:
         raise Unavailable(f"{host} did not answer within {seconds:g} s") from None
+    except httpx.LocalProtocolError:  # which quotes the header, and so the token in it
+        raise ConfigurationError(
+            f"No request can be made to {host}: one of its headers, such as a token's, holds a line break or a control "
+            "character."
+        ) from None
     except httpx.RequestError as error:
         raise Unavailable(f"{host} gave no answer: {error or type(error).__name__}") from error
     if not response.is_success:
@@ -144,7 +153,12 @@ def _tls() -> ssl.SSLContext:
 
 
 async def _read(response: httpx.Response) -> bytes:
-    """What was answered, up to a little more than `MOST_BYTES`."""
+    """What was answered, up to a little more than `MOST_BYTES`; nothing of a failure that cannot be read."""
+    encoding = response.headers.get("content-encoding", "").strip().lower() or "identity"
+    if encoding not in _ENCODINGS:
+        if response.is_success:
+            raise Reject(f"the service answered in the encoding {encoding[:80]!r}, which was not asked for")
+        return b""
     content = bytearray()
     async for piece in response.aiter_bytes():
         content += piece

@@ -67,10 +67,11 @@ def decoded(content: bytes, *, most_pixels: int, within: int | None = None) -> I
 
 def _plain(image: Image) -> Image:
     """The image in RGB or RGBA: they alone can be shrunk smoothly and written by every encoder."""
-    if image.mode in ("RGB", "RGBA"):
+    mode = "RGBA" if image.has_transparency_data else "RGB"  # an RGB image may have one colour that is transparent
+    if image.mode == mode:
         return image.copy()
     if image.mode.startswith("I;16"):  # or all but the darkest of its greys would become white
         image = image.point(lambda grey: grey / 256).convert("L")
-    plain = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    plain = image.convert(mode)
     plain.info.pop("icc_profile", None)  # it was about the colours before
     return plain

@@ -17,7 +17,9 @@ stops, the message is parked for a second, which costs no attempt, and goes on i
 thousand pages may meet ten thousand hiccups, but not five in a row at the same page.
 
 **Two at once**, after a lost connection or because somebody asks for a second sync: a page is written only by who finds
-the place as it left it. A later message begins anew and so ends the run of an earlier one, whose items it brings too.
+the place as it left it. A later message begins anew and so ends the run of an earlier one, whose items it brings too;
+the earlier one gives way whenever it comes back, or two that make room for each other would never end. Only a redrive
+of it begins once more.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from ackline.consumers import Context, Park, Reject, RetryLater, RetryPolicy, consumer, exponential
 from ackline.consumers.handlers.http_request import SECONDS, checked_address, host_of, request
 from ackline.infra.settings import settings
-from ackline.infra.wire import uuid7
+from ackline.infra.wire import REDRIVE
 from ackline.producer import message
 
 if TYPE_CHECKING:  # only those who write load it
@@ -43,6 +45,8 @@ if TYPE_CHECKING:  # only those who write load it
 #: `consumer_timeout`.
 SLICE_SECONDS = 120.0
 _RETRY = exponential(attempts=5, first="5s", cap="15m", jitter=True)
+#: Runs of a source that are remembered as ended by a later one.
+_FORMER_RUNS = 100
 
 
 class Page(BaseModel):
@@ -51,7 +55,8 @@ class Page(BaseModel):
     model_config = ConfigDict(frozen=True, coerce_numbers_to_str=True)
 
     items: list[Any]
-    #: Cursor of the next page; None: this is the last one. Never left away: an API that names it otherwise is noticed.
+    #: Cursor of the next page; None, or empty: this is the last one. Never left away: an API that names it otherwise is
+    #: noticed.
     next: str | None
     #: How many items there are in all, if that is known.
     total: int | None = None
@@ -109,18 +114,24 @@ def syncs(
     places = _Places(source, store, database_url)
 
     async def sync(wanted: Any, ctx: Context) -> None:
+        if ctx.id is None:  # a foreign client's: nothing would tell its deliveries from other messages
+            ctx.publish(wanted)
+            return
         until = time.monotonic() + SLICE_SECONDS
-        begun = await asyncio.to_thread(places.begin, ctx.id or str(uuid7()))
-        place: _Place | None = begun
+        begun = place = await asyncio.to_thread(places.begin, ctx.id, is_wanted_again=REDRIVE in ctx.headers)
+        mark = None if begun is None else begun.cursor
         try:
             while place is not None and not place.is_finished:
                 if ctx.stopping or (place != begun and time.monotonic() >= until):
                     raise Park("1s", "goes on in another slice")
                 page = await fetch(place.cursor)
-                if page.next is not None and page.next == place.cursor:
-                    raise Reject(f"page {place.page + 1} of {source} says that it is followed by itself")
+                if page.next and page.next in (place.cursor, mark):
+                    raise Reject(f"page {place.page + 1} of {source} says that one follows which was there before")
                 place = await asyncio.to_thread(places.advance, place, page)
                 if place is not None:
+                    # Brent's way to find a circle, however long it is, with one cursor in mind.
+                    if place.page & (place.page - 1) == 0:
+                        mark = place.cursor
                     done = place.items / page.total if page.total else 0.0
                     ctx.progress(done, f"{place.page} pages, {place.items} items")
         except (Park, Reject):
@@ -169,7 +180,7 @@ class _Places:
 
     @cached_property
     def _table(self) -> Table:
-        from sqlalchemy import Boolean, Column, Integer, MetaData, Table, Text
+        from sqlalchemy import JSON, Boolean, Column, Integer, MetaData, Table, Text
 
         return Table(
             "ackline_sync",
@@ -180,18 +191,25 @@ class _Places:
             Column("items", Integer, nullable=False),
             Column("cursor", Text),
             Column("is_finished", Boolean, nullable=False),
+            Column("former_runs", JSON, nullable=False),
         )
 
-    def begin(self, run: str) -> _Place:
-        """Where *run* is: at its beginning, when the last one was another. Raises `DatabaseUnavailable`."""
+    def begin(self, run: str, *, is_wanted_again: bool) -> _Place | None:
+        """Where *run* is: at its beginning, when it is new.
+
+        None when a later run has taken over, unless it *is_wanted_again*. Raises `DatabaseUnavailable`.
+        """
         from ackline.infra.database import writing
 
         with writing(self._engine) as connection:
             there = self._there(connection)
             if there is not None and there.run == run:
                 return there
+            former = [] if there is None else [*self._former_runs(connection), there.run]
+            if run in former and not is_wanted_again:
+                return None
             begun = _Place(run)
-            self._write(connection, begun, is_there=there is not None)
+            self._write(connection, begun, is_there=there is not None, former_runs=former[-_FORMER_RUNS:])
             return begun
 
     def advance(self, place: _Place, page: Page) -> _Place | None:
@@ -202,7 +220,7 @@ class _Places:
         """
         from ackline.infra.database import writing
 
-        after = _Place(place.run, place.page + 1, place.items + len(page.items), page.next, page.next is None)
+        after = _Place(place.run, place.page + 1, place.items + len(page.items), page.next, not page.next)
         with writing(self._engine) as connection:
             there = self._there(connection)
             if there == place:
@@ -222,10 +240,17 @@ class _Places:
         found = connection.execute(query).one_or_none()
         return None if found is None else _Place(*found)
 
-    def _write(self, connection: Connection, place: _Place, *, is_there: bool) -> None:
+    def _former_runs(self, connection: Connection) -> list[str]:
+        """The runs that later ones have ended."""
+        from sqlalchemy import select
+
+        former = self._table.c.former_runs
+        return list(connection.execute(select(former).where(self._table.c.source == self._source)).scalar_one())
+
+    def _write(self, connection: Connection, place: _Place, *, is_there: bool, **more: Any) -> None:
         from sqlalchemy import insert, update
 
-        row = {"source": self._source, **place._asdict()}
+        row = {"source": self._source, **place._asdict(), **more}
         if is_there:
             connection.execute(update(self._table).where(self._table.c.source == self._source).values(row))
         else:  # of two first ones one is refused, and comes again

@@ -12,6 +12,7 @@ The file is `NAME.pdf` or `NAME.csv` of the message that asked for it. `pip inst
 from __future__ import annotations
 
 import csv
+import re
 import tempfile
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,12 +36,16 @@ from ackline.producer.files import keep_file, link
 
 F = TypeVar("F", bound=Callable[[Any], Select[Any]])
 
+#: What can begin the name of a file.
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,79}")
+#: No font has a letter for them.
+_CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 #: Rows of a PDF at most: each takes about a millisecond, and nobody reads so many.
 MAX_PDF_ROWS = 10_000
 #: Rows that are fetched at once.
 _FETCHED = 1000
 #: What a spreadsheet takes for the beginning of a formula, which may call programs (OWASP: CSV injection).
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 #: Bytes of a file that are held in memory; a larger one is written to the disk.
 _IN_MEMORY = 8 * 1024 * 1024
 
@@ -72,15 +77,21 @@ class Report:
 _reports: dict[str, Report] = {}
 
 
+def _place(query: Callable[[Any], Select[Any]]) -> tuple[str, str]:
+    return query.__module__, query.__qualname__
+
+
 def report(name: str, /, *, database_url: str | None = None) -> Callable[[F], F]:
-    """Make a function the report of that *name*: letters, digits, dashes. Returns the function unchanged.
+    """Make a function the report of that *name*: letters, digits, then dashes too. Returns the function unchanged.
 
     It takes a pydantic model, the parameters that are asked for, and returns the query, whose columns' names are the
     heads of the table. database_url: where it is run; `ACKLINE_INBOX_DATABASE_URL` when not given, and Ackline's own
-    database without that. Raises `ConfigurationError`.
+    database without that. Raises `ConfigurationError`, also for a name that another function has.
     """
-    if not name.replace("-", "").isalnum() or not name.isascii() or len(name) > 80:
-        raise ConfigurationError(f"{name!r} is no name of a report: letters, digits and dashes, 80 at most.")
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} is no name of a report: letters, digits and dashes, 80 at most, and no dash first."
+        )
 
     def register(function: F) -> F:
         hints = typing.get_type_hints(function)
@@ -90,6 +101,9 @@ def report(name: str, /, *, database_url: str | None = None) -> Callable[[F], F]
             raise ConfigurationError(
                 f"The report {name!r} takes one parameter, which is annotated with a pydantic model."
             )
+        other = _reports.get(name)
+        if other is not None and _place(other.query) != _place(function):  # not its module, imported again
+            raise ConfigurationError(f"There is another report {name!r} already: take another name.")
         _reports[name] = Report(name, parameters, function, database_url)
         return function
 
@@ -171,10 +185,11 @@ def write_pdf(
 ) -> None:
     """Write a table as PDF, whose heads are on each page.
 
-    Raises `Reject` for more than `MAX_PDF_ROWS` rows, and for letters that the font has not.
+    Raises `Reject` for more than `MAX_PDF_ROWS` rows, for columns and rows that are larger than a page, and for letters
+    that the font has not. Control characters become spaces.
     """
     from fpdf import FPDF
-    from fpdf.errors import FPDFUnicodeEncodingException
+    from fpdf.errors import FPDFException, FPDFUnicodeEncodingException
     from fpdf.fonts import FontFace, TTFFont
 
     page = FPDF(orientation="landscape" if len(heads) > 6 else "portrait")
@@ -194,9 +209,11 @@ def write_pdf(
             for number, row in enumerate(rows, 1):
                 if number > MAX_PDF_ROWS:
                     raise Reject(f"the report has more than {MAX_PDF_ROWS:,} rows: ask for it as csv")
-                table.row(["" if cell is None else str(cell) for cell in row])
+                table.row(["" if cell is None else _CONTROL.sub(" ", str(cell)) for cell in row])
     except FPDFUnicodeEncodingException as error:
         raise _no_letter(error.character) from None
+    except (FPDFException, ValueError) as error:  # how it says that a row, or a column, finds no place
+        raise Reject(f"the report does not fit on a page: ask for it as csv ({error})") from None
     used = page.current_font
     if isinstance(used, TTFFont) and used.missing_glyphs:  # their places would be empty
         raise _no_letter(chr(used.missing_glyphs[0]))

@@ -55,15 +55,7 @@ def adopt(app: Celery) -> Celery:
         former, default = names(app), app.conf.task_default_queue
         options = {**(app.conf.broker_transport_options or {}), **ADOPTED["broker_transport_options"]}
         queues = [_renamed(None, default), *(_renamed(name, name) for name in former if name != default)]
-        addresses = (
-            {}
-            if not on_rabbitmq(app)
-            else {
-                "broker_read_url": _address(app, app.connection_for_read()),
-                "broker_write_url": _address(app, app.connection_for_write()),
-            }
-        )
-        app.conf.update(ADOPTED | addresses | {"broker_transport_options": options, "task_queues": queues})
+        app.conf.update(ADOPTED | _addresses(app) | {"broker_transport_options": options, "task_queues": queues})
         app.amqp_cls = JobAMQP
         vars(app).pop("amqp", None)
 
@@ -84,6 +76,19 @@ def names(app: Celery) -> list[str]:
     """The queues that *app* has by its settings, and those that its routes name."""
     declared = app.conf.task_queues or [app.conf.task_default_queue]
     return sorted({*map(_name, declared), *_routed(app.conf.task_routes)})
+
+
+def _addresses(app: Celery) -> dict[str, str]:
+    if not on_rabbitmq(app):
+        return {}
+    try:
+        read, write = app.connection_for_read(), app.connection_for_write()
+    except ValueError:  # which may quote a part of the password
+        raise ConfigurationError(
+            "The address of this app's broker cannot be read. If its password holds one of / ? # @ : and the like, "
+            "percent-encode it."
+        ) from None
+    return {"broker_read_url": _address(app, read), "broker_write_url": _address(app, write)}
 
 
 def _address(app: Celery, connection: Connection) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -237,13 +237,17 @@ def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
     else:
         state = "new" if is_new else "active"
     runs = f"job {told['job']}" if told.get("job") else f"message {told.get('message')}"
-    following = stored.schedule.timing.after(now) if state in ("active", "failing", "new") else None
+    following = None
+    if state in ("active", "failing", "new"):
+        # The beat's to say: what another version wrote may not be readable here.
+        with suppress(CannotRun):
+            following = stored.schedule.timing.after(now)
     return Seen(
         name=stored.name,
-        when=told["when"],
-        timezone=told["timezone"],
+        when=str(told.get("when")),
+        timezone=str(told.get("timezone")),
         runs=runs,
-        missed=told["missed"],
+        missed=str(told.get("missed")),
         origin=stored.origin,
         state=state,
         next_at=following,

@@ -110,7 +110,7 @@ def schedule(
     `planned_at`.
 
     Guarantees: a tick is published once, unless the relay is killed between the publish and its note of it: then again
-    under the same id. Raises `ConfigurationError` for what cannot be used.
+    under the same id. Raises `ConfigurationError` for what cannot be used, and for a name that another one has.
     """
     if isinstance(target, BaseModel):
         what: dict[str, Any] = {"message": type_of(target), "data": target.model_dump(mode="json", by_alias=True)}
@@ -120,7 +120,8 @@ def schedule(
         what |= {"args": list(args), "kwargs": dict(kwargs or {})}
     told = {"name": name, "when": when, "timezone": timezone, "missed": missed, "grace": grace}
     declared = parse(told | what, f"The schedule {name!r}")
-    _schedules[name] = declared
+    if _schedules.setdefault(name, declared) != declared:
+        raise ConfigurationError(f"There is another schedule {name!r} already: give each a name of its own.")
     return declared
 
 
@@ -140,9 +141,11 @@ def declared(configured: Settings) -> dict[str, tuple[Origin, Schedule]]:
     """The schedules of the application, which is loaded, and of `ackline.toml`; one of the file takes the place of one
     of that name in the code. Raises `ConfigurationError` for one that cannot be used.
     """
-    of_file = [
-        parse(told, f"The schedule {told.get('name', number)!r} of ackline.toml (ACKLINE_SCHEDULES)")
-        for number, told in enumerate(configured.schedules, start=1)
-    ]
-    found = {name: (Origin.APPLICATION, schedule) for name, schedule in _schedules.items()}
-    return found | {schedule.name: (Origin.FILE, schedule) for schedule in of_file}
+    of_file: dict[str, tuple[Origin, Schedule]] = {}
+    for number, told in enumerate(configured.schedules, start=1):
+        whose = f"The schedule {told.get('name', number)!r} of ackline.toml (ACKLINE_SCHEDULES)"
+        found = parse(told, whose)
+        if found.name in of_file:
+            raise ConfigurationError(f"{whose} is there twice: give each a name of its own.")
+        of_file[found.name] = (Origin.FILE, found)
+    return {name: (Origin.APPLICATION, schedule) for name, schedule in _schedules.items()} | of_file

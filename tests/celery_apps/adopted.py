@@ -1,10 +1,13 @@
 """A plain Celery app with the two lines that adopt it."""
 
 import os
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
+from celery.exceptions import Reject
 
 from ackline.consumers.jobs import adopt
 
@@ -25,6 +28,21 @@ def charge(order: str) -> None:
 @app.task(name="shop.audit", base=Audited)
 def audit(order: str) -> None:
     raise KeyError(order)
+
+
+@app.task(name="shop.refuse")
+def refuse() -> None:
+    raise Reject("closed", requeue=False)
+
+
+@app.task(name="shop.hang", time_limit=1)
+def hang() -> None:
+    threading.Event().wait()
+
+
+@app.task(name="shop.crash")
+def crash() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @app.task(name="shop.render", bind=True, max_retries=1, default_retry_delay=1)

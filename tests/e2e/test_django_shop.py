@@ -46,6 +46,18 @@ def wait_for(number, **wanted):
 """
 
 
+#: An async handler, whose connection is that of the thread in which Django runs queries for coroutines.
+LABELS = """
+from ackline.consumers import consumer
+from shop.messages import OrderPlaced
+from shop.models import Order
+
+@consumer("labels.print")
+async def print_label(placed: OrderPlaced) -> None:
+    await Order.objects.aget_or_create(product=f"label {placed.order}", defaults={"quantity": 1})
+"""
+
+
 class Shop:
     """The project, on a broker and in a folder of its own."""
 
@@ -172,8 +184,11 @@ def test_a_lost_connection_to_the_database_fails_no_handler(shop: Shop, postgres
     told |= {"PASSWORD": url.password, "HOST": url.host, "PORT": url.port, "CONN_MAX_AGE": None}
     told["CONN_HEALTH_CHECKS"] = True
     (shop.settings.data_dir / "elsewhere.py").write_text(
-        f"from shop.settings import *\nDATABASES = {{'default': {told!r}}}\n"
+        f"from shop.settings import *\nDATABASES = {{'default': {told!r}}}\nINSTALLED_APPS += ['labels']\n"
     )
+    (shop.settings.data_dir / "labels").mkdir()
+    (shop.settings.data_dir / "labels" / "__init__.py").touch()
+    (shop.settings.data_dir / "labels" / "messages.py").write_text(LABELS)
     shop.environment |= {
         "DJANGO_SETTINGS_MODULE": "elsewhere",
         "PYTHONPATH": str(shop.settings.data_dir),
@@ -182,7 +197,14 @@ def test_a_lost_connection_to_the_database_fails_no_handler(shop: Shop, postgres
     }
     shop.manage("migrate")
     shop.manage("ackline", "topology", "apply")
-    order = "number = place(1).json()['order']; wait_for(number, packed=True, invoice=f'Invoice {number}: 1 x tea')"
+    order = """
+number = place(1).json()['order']
+wait_for(number, packed=True, invoice=f'Invoice {number}: 1 x tea')
+deadline = time.monotonic() + 90
+while not Order.objects.filter(product=f"label {number}").exists():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
+"""
     engine = create_engine(url.set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
     with shop.roles("relay", "worker", "jobs") as (_, worker, jobs):
         shop.visit(order)
@@ -197,8 +219,30 @@ def test_a_lost_connection_to_the_database_fails_no_handler(shop: Shop, postgres
 def test_settings_that_have_no_effect_are_named(shop: Shop) -> None:
     (shop.settings.data_dir / "unsafe.py").write_text(
         "from shop.settings import *\nCELERY_TASK_ACKS_LATE = False\nCELERY_TIMEZONE = 'Asia/Shanghai'\n"
+        "CELERY_BROKER_TRANSPORT_OPTIONS = {'password': 'hunter2'}\n"
+        "CELERY_BEAT_SCHEDULE = {'nightly': {'task': 'shop.tasks.write_invoice', 'schedule': 60, 'args': [1]}}\n"
     )
     shop.environment["DJANGO_SETTINGS_MODULE"] = "unsafe"
     told = shop.manage("check")
     assert "(ackline.W001) CELERY_TASK_ACKS_LATE = False has no effect" in told
+    assert "(ackline.W002) CELERY_BEAT_SCHEDULE has no effect" in told
     assert "TIMEZONE" not in told
+    assert "hunter2" not in told
+
+
+def test_the_outbox_is_where_the_connection_of_the_project_leads(shop: Shop, postgresql_url: str) -> None:
+    url = make_url(postgresql_url)
+    told: dict[str, Any] = {"HOST": url.query.get("host") or url.host, "PORT": url.port, "NAME": url.database}
+    told |= {"USER": url.username, "PASSWORD": url.password, "ENGINE": "django.db.backends.postgresql"}
+    told["OPTIONS"] = {"options": "-c search_path=shop", "assume_role": None}
+    (shop.settings.data_dir / "schema.py").write_text(
+        f"from shop.settings import *\nDATABASES = {{'default': {told!r}}}\n"
+    )
+    engine = create_engine(postgresql_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA shop"))
+    engine.dispose()
+    shop.environment["DJANGO_SETTINGS_MODULE"] = "schema"
+    shop.manage("migrate")
+    assert "0 wait to be published" in shop.manage("ackline", "outbox", "list")
+    assert "elsewhere" in shop.manage("ackline", "outbox", "list", "--database-url=sqlite:///no/elsewhere.db", code=1)

@@ -82,13 +82,23 @@ def test_a_task_of_an_adopted_app_that_fails_is_a_dead_letter_with_its_traceback
     assert client.ready(DEAD) == 0
 
 
-def test_a_task_with_a_base_class_of_its_own_ends_there_too(shop: Shop, client: Client) -> None:
+def test_however_a_task_ends_badly_it_ends_there_too(shop: Shop, client: Client) -> None:
     with shop.worker():
         until(lambda: client.exists(JOBS) and client.consumers(JOBS), what="the worker to consume")
-        shop.send("shop.audit.delay('A-1')")
-        letter = dead(client)
-    assert letter.headers[wire.REASON] == "KeyError: 'A-1'"
-    assert "raise KeyError(order)" in letter.headers[wire.TRACEBACK]
+        sent = shop.send(
+            "for task in (shop.refuse, shop.hang, shop.crash): print(task.delay().id)\n"
+            "print(shop.audit.delay('A-1').id)\n"
+            "print(shop.app.send_task('shop.nobody').id)"
+        )
+        letters = {str(letter.properties.message_id): letter for letter in (dead(client) for _ in range(5))}
+    refused, hung, crashed, audited, unknown = (letters[id_].headers for id_ in sent.split())
+    assert refused[wire.REASON] == "rejected: closed"
+    assert hung[wire.REASON] == "it ran for longer than its time limit of 1 s, and was killed"
+    assert crashed[wire.REASON].startswith("its process died while it ran: ")
+    assert audited[wire.REASON] == "KeyError: 'A-1'"
+    assert "raise KeyError(order)" in audited[wire.TRACEBACK]  # of a task with a base class of its own
+    assert "shop.nobody" in unknown[wire.REASON]
+    assert client.ready(JOBS) == 0
 
 
 def test_queues_keep_their_names_within_the_app_and_a_retry_waits_in_the_broker(

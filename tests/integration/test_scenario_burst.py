@@ -65,11 +65,12 @@ def test_a_burst_becomes_rows_in_few_transactions(
 
 @pytest.mark.usefixtures("own_registry")
 def test_a_row_that_the_database_refuses_goes_to_review_alone(tmp_path: Path) -> None:
-    batch = [Reading(meter="a", number=1), Reading(meter="a", number=-1), Reading(meter="a", number=2)]
+    batch = [Reading(meter="a", number=number) for number in (1, -1, 2**64, 2)]
     url = f"sqlite:///{tmp_path / 'meters.db'}"
     with shop(url) as engine:
-        first, refused, last = run(registered()["readings"], batch, database_url=url)
+        first, refused, too_large, last = run(registered()["readings"], batch, database_url=url)
         assert counted(engine, "*") == 2
     assert (first.decision, last.decision) == (Ack(), Ack())
     assert isinstance(refused.decision, Reject)
     assert "from_zero" in refused.decision.reason
+    assert isinstance(too_large.decision, Reject)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import socket
 import threading
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from email.utils import format_datetime
@@ -117,6 +119,24 @@ def test_an_answer_without_end_is_read_up_to_a_bound(monkeypatch: pytest.MonkeyP
     assert answered(200, b"x" * 1000).decision == Ack()
 
 
+def test_an_answer_may_be_compressed_but_not_so_that_it_grows_without_bound() -> None:
+    body = gzip.compress(b"no such order")
+    decision = answered(404, body, Content_Encoding="gzip").decision
+    assert isinstance(decision, Reject)
+    assert decision.reason.endswith(": no such order")
+    decision = answered(200, gzip.compress(body), Content_Encoding="gzip, gzip").decision
+    assert decision == Reject("the service answered in the encoding 'gzip, gzip', which was not asked for")
+    assert answered(503, b"?", Content_Encoding="br").decision == Retry(42.0)
+
+
+def test_a_token_that_no_header_takes_is_in_no_reason() -> None:
+    with Receiver() as service:
+        outcome = called(service.port, headers={"Authorization": "Bearer hunter2\n"})
+    assert isinstance(outcome.error, ConfigurationError)
+    assert "hunter2" not in "".join(traceback.format_exception(outcome.error))
+    assert service.received == []
+
+
 def test_a_service_that_is_not_there_is_asked_again() -> None:
     outcome = called(1)
     assert outcome.decision == Retry(42.0)
@@ -192,7 +212,10 @@ def test_other_methods_and_no_body() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "invoices", "//x y", "/a\r\nb", "/a/../b", "/..", "/%2e%2E/admin", "/.?a=1", "/a#b", "/%zz", "/é", "/\\e"],
+    [
+        *("", "invoices", "//x y", "/a\r\nb", "/a#b", "/%zz", "/é", "/\\e"),
+        *("/a/../b", "/..", "/%2e%2E/admin", "/.?a=1", "/..%2Fadmin", "/a%2f../b", "/..%5cadmin", "/a/..;x=1/b"),
+    ],
 )
 def test_a_path_that_could_lead_elsewhere_is_refused(path: str) -> None:
     with pytest.raises(ValidationError, match="is no path"):

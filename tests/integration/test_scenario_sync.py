@@ -14,8 +14,9 @@ from ackline.consumers import Ack, Park, Reject, Retry, fixed, registered
 from ackline.consumers.handlers import paged_sync
 from ackline.consumers.handlers.paged_sync import Fetch, Page, pages, syncs
 from ackline.consumers.testing import Outcome, arun, run
-from ackline.infra import database
+from ackline.infra import database, wire
 from ackline.infra.ports import LOOPBACK
+from ackline.producer.message import type_of
 from tests.paged import items, paged, place
 from tests.receiver import Answering, Received, Receiver
 
@@ -174,7 +175,32 @@ def test_pages_that_never_end_are_noticed(shop: Shop) -> None:
     page = json.dumps({"items": items(1), "next": 7}).encode()
     with Receiver(lambda request: Answering(200, body=page)) as api:
         decision = shop.sync(fetched(api)).decision
-    assert decision == Reject("page 2 of source says that it is followed by itself")
+    assert decision == Reject("page 2 of source says that one follows which was there before")
+
+
+@pytest.mark.parametrize(("before", "circle"), [(0, 2), (3, 5), (9, 7)])
+def test_pages_that_go_round_in_a_circle_are_noticed(shop: Shop, before: int, circle: int) -> None:
+    async def fetch(cursor: str | None) -> Page:
+        number = int(cursor or 0) + 1
+        return Page(items=items(1), next=str(before + 1 if number == before + circle else number))
+
+    decision = shop.sync(fetch).decision
+    assert isinstance(decision, Reject)
+    assert "says that one follows which was there before" in decision.reason
+
+
+def test_an_empty_cursor_ends_a_sync_as_none_does(shop: Shop) -> None:
+    with Receiver(lambda request: Answering(200, body=json.dumps({"items": items(1), "next": ""}).encode())) as api:
+        assert shop.sync(fetched(api)).decision == Ack()
+    assert len(api.received) == 1
+
+
+def test_a_message_without_an_id_is_published_with_one(shop: Shop) -> None:
+    with Receiver(paged(COUNT)) as api:
+        outcome = shop.sync(fetched(api), message_id="")
+    assert outcome.decision == Ack()
+    assert [type_of(published) for published in outcome.published] == ["sync.source"]
+    assert api.received == []
 
 
 def interrupted(shop: Shop, api: Receiver, message_id: str) -> tuple[Fetch, list[Outcome]]:
@@ -206,3 +232,24 @@ def test_a_later_message_begins_anew_and_ends_the_run_of_the_earlier_one(shop: S
         assert shop.sync(fetch, "m-1").decision == Ack()
         assert [outcome.decision for outcome in outcomes] == [Ack()]
     assert shop.ids() == sorted(everything() + everything()[:10])
+
+
+def test_of_two_that_make_room_for_each_other_the_earlier_one_gives_way(
+    shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paged_sync, "SLICE_SECONDS", 0.0)
+    with Receiver(paged(COUNT)) as api:
+        assert [shop.sync(fetched(api), id_).decision for id_ in ("m-1", "m-2")] == [Park(1.0)] * 2
+        assert shop.sync(fetched(api), "m-1").decision == Ack()
+        assert [shop.sync(fetched(api), "m-2").decision for _ in range(4)] == [Park(1.0)] * 3 + [Ack()]
+        assert asked(api) == [0, 0, 10, 20, 30, 40]
+        assert shop.sync(fetched(api), "m-1").decision == Ack()
+        assert len(api.received) == 6
+
+
+def test_a_redrive_of_the_earlier_one_begins_once_more(shop: Shop) -> None:
+    with Receiver(paged(COUNT)) as api:
+        for id_ in ("m-1", "m-2"):
+            shop.sync(fetched(api), id_)
+        shop.sync(fetched(api), "m-1", headers={wire.REDRIVE: "r-1"})
+    assert asked(api) == [0, 10, 20, 30, 40] * 3

@@ -23,7 +23,7 @@ from ackline.consumers.schedules.beat import Beat
 from ackline.consumers.schedules.leadership import Leadership
 from ackline.consumers.schedules.schedule import Origin, Schedule, parse
 from ackline.consumers.schedules.targets import id_of
-from ackline.infra import database
+from ackline.infra import database, tables
 from ackline.infra.cli import cli
 from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
@@ -455,6 +455,14 @@ def test_schedules_are_listed_added_paused_run_and_removed(schedules: Commands) 
     table = schedules("list")
     assert "paused: by ada, closed" in table
     assert "0 8 * * *" in table
+
+    engine = database.connect(settings().database)
+    with database.writing(engine) as connection:  # as a newer version may have
+        newer = tables.schedules.update().where(tables.schedules.c.name == "probe")
+        connection.execute(newer.values(definition={"message": "test.recorded", "at": "noon"}))
+    engine.dispose()
+    schedules("resume", "probe")
+    assert schedules.listed()["probe"]["next_at"] is None
 
     assert "of-file is declared in ackline.toml" in schedules.refused("remove", "of-file", "probe")
     assert schedules("remove", "probe") == "probe: removed\n"

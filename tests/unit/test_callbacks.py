@@ -91,6 +91,8 @@ def test_a_receiver_may_ask_for_a_longer_pause_within_bounds_and_for_no_shorter_
         ("Fri, 02 Jan 2026 03:05:05", 60),
         ("Fri, 02 Jan 2026 02:00:00 GMT", 0),
         ("Fri, 99 Jan 2026 02:00:00 GMT", 0),
+        ("Fri, 02 Jan 99999999999 02:00:00 GMT", 0),
+        ("Fri, 02 Jan 2026 02:00:00 +99999999999999999999", 0),
         ("Fri, 31 Dec 9999 23:59:59 -2359", None),
     ],
 )

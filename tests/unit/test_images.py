@@ -84,7 +84,9 @@ def test_a_profile_of_the_colours_is_kept() -> None:
 
 def test_what_is_transparent_stays_so() -> None:
     clear = Image.new("RGBA", (100, 100), (0, 0, 0, 0))
-    assert thumbnail(encoded(clear, "PNG")).convert("RGBA").getpixel((50, 50))[3] == 0  # type: ignore[index]
+    keyed = encoded(Image.new("RGB", (100, 100), "lime"), "PNG", transparency=(0, 255, 0))
+    for content in (encoded(clear, "PNG"), keyed):
+        assert thumbnail(content).convert("RGBA").getpixel((50, 50))[3] == 0  # type: ignore[index]
 
 
 # --- what cannot be opened ----------------------------------------------------------------------------------

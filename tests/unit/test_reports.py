@@ -96,7 +96,7 @@ def test_a_pdf_of_too_many_rows_is_refused_and_the_csv_is_not(monkeypatch: pytes
     assert made("csv").decision == Ack()
 
 
-@pytest.mark.parametrize("name", ["../months", "Mo/nths", "", "m" * 81, "Ökonomie"])
+@pytest.mark.parametrize("name", ["../months", "Mo/nths", "", "-", "-months", "months\n", "m" * 81, "Ökonomie"])
 def test_the_name_of_a_report_can_be_part_of_an_address(name: str) -> None:
     with pytest.raises(ConfigurationError, match="letters, digits and dashes"):
         report(name)
@@ -110,13 +110,21 @@ def test_a_report_says_what_its_parameters_are() -> None:
             raise NotImplementedError
 
 
+def test_two_reports_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="There is another report 'months' already"):
+
+        @report("months")
+        def other(wanted: Months) -> Select[Any]:
+            raise NotImplementedError
+
+
 def test_a_spreadsheet_takes_no_text_for_a_formula() -> None:
     file = BytesIO()
-    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "plain", "a=b", "上海"]
+    texts = ["=HYPERLINK(1)", "+1", "-1", "@SUM(1)", "\t=1", "\r=1", "\n=1", "＝1", "plain", "a=b", "上海"]
     write_csv(file, ["a"], [[text] for text in texts] + [[-5], [None], [date(2026, 11, 1)]])
     assert not file.closed
     read = [row[0] if row else "" for row in csv.reader(StringIO(file.getvalue().decode("utf-8-sig"), newline=""))]
-    assert read == ["a", *(f"'{text}" for text in texts[:6]), "plain", "a=b", "上海", "-5", "", "2026-11-01"]
+    assert read == ["a", *(f"'{text}" for text in texts[:8]), "plain", "a=b", "上海", "-5", "", "2026-11-01"]
 
 
 def test_a_pdf_has_its_heads_on_each_page_and_western_letters() -> None:
@@ -129,10 +137,16 @@ def test_a_pdf_has_its_heads_on_each_page_and_western_letters() -> None:
     assert found.count("“Über” 5 €") == 60
 
 
+@pytest.mark.parametrize(("heads", "row"), [(["a"], ["word " * 5000]), (["a"] * 200, ["word"] * 200)])
+def test_what_is_larger_than_a_page_is_a_reason(heads: list[str], row: list[str]) -> None:
+    with pytest.raises(Reject, match="does not fit on a page: ask for it as csv"):
+        write_pdf(BytesIO(), "sales", heads, [row], None)
+
+
 def test_letters_that_a_font_has_not_are_a_reason_and_no_empty_places(tmp_path: Path) -> None:
     font = tmp_path / "few.ttf"
     draw_font(font, "saleŁ ")
-    write_pdf(BytesIO(), "sale", ["Ł"], [["a"]], font)
+    write_pdf(BytesIO(), "sale", ["Ł"], [["a"], ["a\x07\r\na"]], font)
     reason = "the PDF's font has no letter {}: set ACKLINE_REPORT_FONT to one that has"
     with pytest.raises(Reject, match=re.escape(reason.format("'上'"))):
         write_pdf(BytesIO(), "sale", ["Ł"], [["上"]], font)

@@ -337,6 +337,15 @@ def test_a_schedule_of_the_file_takes_the_place_of_one_in_the_code() -> None:
     assert (origin, found.when, found.grace) == (Origin.FILE, "every 30s", 7200)
 
 
+def test_two_schedules_of_one_name_are_refused_wherever_they_are() -> None:
+    assert schedule("x", "0 8 * * *", AJob()) == schedule("x", "0 8 * * *", AJob())
+    with pytest.raises(ConfigurationError, match="There is another schedule 'x' already"):
+        schedule("x", "0 9 * * *", AJob())
+    (one,) = of_file().schedules
+    with pytest.raises(ConfigurationError, match=r"'x' of ackline\.toml \(ACKLINE_SCHEDULES\) is there twice"):
+        declared(Settings(schedules=(one, one | {"when": "every 1m"})))
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
