@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import click
@@ -25,6 +25,9 @@ from ackline.infra.logs import configure_logging
 from ackline.infra.settings import Settings, settings
 from ackline.infra.stopping import stop_on_signal
 from ackline.infra.terminal import console, line, moment, plain
+
+#: A beat looks once a second, and another one takes over from one that does not answer within some ten.
+_LATE = timedelta(seconds=20)
 
 
 @click.command()
@@ -234,10 +237,12 @@ def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
         state = "paused"
     elif stored.error is not None:
         state = "failing"
+    elif _is_late(stored, now):
+        state = "late"
     else:
         state = "new" if is_new else "active"
     runs = f"job {told['job']}" if told.get("job") else f"message {told.get('message')}"
-    following = stored.schedule.timing.after(now) if state in ("active", "failing", "new") else None
+    following = stored.schedule.timing.after(now) if state in ("active", "failing", "late", "new") else None
     return Seen(
         name=stored.name,
         when=told["when"],
@@ -254,12 +259,18 @@ def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
     )
 
 
+def _is_late(stored: Stored, now: datetime) -> bool:
+    """Whether a tick has been due for longer than any beat that runs takes."""
+    tick = stored.schedule.timing.after(stored.covered_to)
+    return tick is not None and now - tick > _LATE
+
+
 def _table(listed: list[Seen]) -> Table:
     table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for name in ("NAME", "WHEN", "TIME ZONE", "RUNS", "NEXT", "LAST", "STATE"):
         table.add_column(name)
     for each in listed:
-        why = each.error if each.state == "failing" else None
+        why = {"failing": each.error, "late": "does `ackline beat` run?"}.get(each.state)
         if each.paused is not None and each.state == "paused":
             why = f"by {each.paused['actor']}" + (f", {each.paused['reason']}" if each.paused["reason"] else "")
         table.add_row(

@@ -124,6 +124,6 @@ def test_a_job_names_its_queue(own_registry: None) -> None:
     assert "video" in names(app)
 
 
-def test_up_runs_jobs_where_the_application_has_any(tmp_path: Any) -> None:
+def test_up_runs_jobs_and_their_schedules_where_the_application_has_jobs(tmp_path: Any) -> None:
     settings = Settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", data_dir=tmp_path, app=("tests.job_app",))
-    assert "jobs" in [role.name for role in up._roles(settings, own_sink=False, with_flower=False)]
+    assert {"jobs", "beat"} <= {role.name for role in up._roles(settings, own_sink=False, with_flower=False)}
