@@ -372,7 +372,7 @@ def test_the_schedules_of_the_documentation_can_be_used(tmp_path: Path, own_regi
     found = declared(Settings(schedules=tuple(tomllib.loads(toml)["schedules"])))
     assert {name: (origin, each.when) for name, (origin, each) in found.items()} == {
         "greeting": (Origin.FILE, "30 7 * * mon-fri"),
-        "probe": (Origin.FILE, "every 30s"),
+        "sizes": (Origin.FILE, "every 30s"),
     }
 
 
