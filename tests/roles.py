@@ -53,7 +53,7 @@ def run(settings: Settings, *arguments: str, timeout: float = 120, **more: str) 
 class RoleProcess:
     """`ackline` with *arguments*, in *folder*, as a process that can be started, killed, stopped, and started again."""
 
-    def __init__(self, settings: Settings, *arguments: str, folder: Path = ROOT, **more: str) -> None:
+    def __init__(self, settings: Settings, *arguments: str, folder: str = str(ROOT), **more: str) -> None:
         self._arguments = arguments
         self._folder = folder
         self._environment = environment(settings, **more)
@@ -119,7 +119,7 @@ def listening(gateway: RoleProcess) -> str:
 
 
 @contextmanager
-def role(settings: Settings, *arguments: str, folder: Path = ROOT, **more: str) -> Iterator[RoleProcess]:
+def role(settings: Settings, *arguments: str, folder: str = str(ROOT), **more: str) -> Iterator[RoleProcess]:
     """A role that is ready, started in *folder*; killed at the end, if it is still there."""
     process = RoleProcess(settings, *arguments, folder=folder, **more)
     process.start()

@@ -51,11 +51,11 @@ def test_every_command_of_the_page_of_jobs_prints_what_the_page_says(
     (app,) = re.findall(r"^export ACKLINE_APP=(\S+)$", JOBS.read_text(), re.M)
     settings = ackline_settings.model_copy(update={"app": tuple(app.split(","))})
     with (
-        role(settings, "reviewer", folder=folder),
-        role(settings, "relay", folder=folder),
-        role(settings, "jobs", folder=folder),
-        role(settings, "beat", folder=folder),
-        role(settings, "gateway", "--port", "0", folder=folder) as gateway,
+        role(settings, "reviewer", folder=str(folder)),
+        role(settings, "relay", folder=str(folder)),
+        role(settings, "jobs", folder=str(folder)),
+        role(settings, "beat", folder=str(folder)),
+        role(settings, "gateway", "--port", "0", folder=str(folder)) as gateway,
     ):
         address = listening(gateway)
         until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
@@ -70,5 +70,5 @@ def test_the_chain_the_group_and_the_chord_of_the_page_of_workflows(ackline_sett
     (session,) = [text for kind, text in blocks(WORKFLOWS) if kind == "pycon"]
     (tmp_path / "session.txt").write_text(session)
     settings = ackline_settings.model_copy(update={"app": ("albums",)})
-    with role(settings, "jobs", folder=tmp_path), shell(tmp_path, settings) as entered:
+    with role(settings, "jobs", folder=str(tmp_path)), shell(tmp_path, settings) as entered:
         entered.enter(Step("python3 -m doctest session.txt", ""))
