@@ -27,4 +27,4 @@ def has_jobs(settings: Settings) -> bool:
     from ackline.consumers.jobs import queues
     from ackline.consumers.jobs.app import app
 
-    return queues.has_jobs(app)
+    return bool(queues.jobs_of(app))

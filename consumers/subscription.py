@@ -205,10 +205,11 @@ class Subscription:
         channel.add_on_close_callback(self._released)
         since = time.monotonic()
 
-        def close(_frame: Any = None) -> None:
+        def close(_frame: Any) -> None:
             self._link.later(LINGER * (time.monotonic() - since), partial(self._close, channel))
 
-        channel.queue_declare(self.queue, passive=True, callback=close)  # goes to the queue's leader, after the answers
+        # A further subscription, which gets nothing: its reply comes through the queue's log, as what the answers do.
+        channel.basic_consume(self.queue, lambda *_: None, callback=close)
 
     def _close(self, channel: Channel) -> None:
         if channel.is_open:

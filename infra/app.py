@@ -23,4 +23,7 @@ def load_app(modules: Iterable[str]) -> None:
             missing = error.name or ""
             if name != missing and not name.startswith(missing + "."):
                 raise
-            raise ConfigurationError(f"ACKLINE_APP names the module {name!r}, which cannot be found.") from None
+            raise ConfigurationError(
+                f"The module {name!r} of the application (ACKLINE_APP, or that of `ackline up`) cannot be found from "
+                "here: change to its folder, or name that in PYTHONPATH."
+            ) from None

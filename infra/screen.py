@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
+from ackline.infra.names import is_job_queue
 from ackline.infra.running_broker import Broker, credentials
 from ackline.infra.settings import Settings
 
+#: The consumer of what is on the screen to try, in the application that `ackline up` has when nothing else is said.
+EMAIL = "email"
 
-def show(of: Settings, broker: Broker, *, gateway: str, desk: str, flower: str | None = None, prefix: str = "") -> None:
+
+def show(
+    of: Settings,
+    broker: Broker,
+    *,
+    gateway: str,
+    desk: str,
+    consumers: Collection[str],
+    flower: str | None = None,
+    prefix: str = "",
+) -> None:
     """Print the screen on standard output: with colours on a terminal, plain text elsewhere.
 
-    *gateway*, *desk* and *flower* are addresses, *prefix* is what commands in another terminal need before them.
+    *gateway*, *desk* and *flower* are addresses, *consumers* the queues of the application, *prefix* is what commands
+    in another terminal need before them.
     """
     console = Console(highlight=False, soft_wrap=True)
     console.print()
@@ -26,7 +40,7 @@ def show(of: Settings, broker: Broker, *, gateway: str, desk: str, flower: str |
     for name, value, note in _places(of, broker, gateway, desk, flower):
         console.print(Text.assemble(f"  {name:<15}", (value, "bold"), f"   {note}" if note else ""))
     console.print()
-    for title, commands in _tries(gateway, prefix + command()):
+    for title, commands in _tries(gateway, prefix + command(), consumers):
         console.print(f"  {title}")
         for line in commands:
             console.print(Text(f"    {line}", style="cyan"))
@@ -64,21 +78,30 @@ def _places(
     ]
 
 
-def _tries(gateway: str, ackline: str) -> Sequence[tuple[str, Sequence[str]]]:
+def _tries(gateway: str, ackline: str, consumers: Collection[str]) -> Iterator[tuple[str, Sequence[str]]]:
+    if any(map(is_job_queue, consumers)):
+        yield (
+            "See the jobs that there are, and submit one:",
+            [
+                f"{ackline} jobs list",
+                f"{ackline} jobs run NAME KEY=VALUE...",
+            ],
+        )
+    if EMAIL not in consumers:
+        yield "See what waits for review:", [f"{ackline} dlq list"]
+        return
     body = '{"to":"ada@example.test","subject":"Hello","body":"Hi"}'
-    return [
-        (
-            "Send a message:",
-            [
-                f"curl -X POST {gateway}/v1/messages/email.send -H 'content-type: application/json' \\",
-                f"  -d '{body}'",
-            ],
-        ),
-        (
-            "Make the next ones fail, and see what waits for review:",
-            [
-                f"{ackline} sink refuse ada@example.test --code 550",
-                f"{ackline} dlq list",
-            ],
-        ),
-    ]
+    yield (
+        "Send a message:",
+        [
+            f"curl -X POST {gateway}/v1/messages/email.send -H 'content-type: application/json' \\",
+            f"  -d '{body}'",
+        ],
+    )
+    yield (
+        "Make the next ones fail, and see what waits for review:",
+        [
+            f"{ackline} sink refuse ada@example.test --code 550",
+            f"{ackline} dlq list",
+        ],
+    )

@@ -289,6 +289,8 @@ class Settings(BaseSettings):
             self.amqp_url = running.get("amqp_url")
             self.management_url = self.management_url or running.get("management_url")
             self.smtp_url = self.smtp_url or running.get("smtp_url")
+            if "app" in running and "app" not in self.model_fields_set:
+                self.app = tuple(running["app"])
 
     @property
     def database(self) -> str:

@@ -81,7 +81,8 @@ def _run(configured: Settings, *, demo: bool, with_flower: bool, prefix: str) ->
             gateway = f"http://{_reachable(running.gateway_host)}:{running.gateway_port}"
             desk = f"http://{_reachable(running.desk_host)}:{running.desk_port}"
             flower = f"http://{_reachable(running.flower_host)}:{running.flower_port}" if with_flower else None
-            screen.show(running, broker, gateway=gateway, desk=desk, flower=flower, prefix=prefix)
+            consumers = [queue.name for queue in consumer_queues(running)]
+            screen.show(running, broker, gateway=gateway, desk=desk, consumers=consumers, flower=flower, prefix=prefix)
             if demo:
                 _feed(running)
             supervisor.watch()
@@ -145,7 +146,8 @@ def _roles(running: Settings, *, own_sink: bool, with_flower: bool) -> list[Role
         roles.append(role("worker"))
     if any(are_jobs):
         roles.append(role("jobs"))
-    if any(point.load()(running) for point in entry_points(group="ackline.schedules")):
+    # Schedules of jobs may be added while all of this runs.
+    if any(are_jobs) or any(point.load()(running) for point in entry_points(group="ackline.schedules")):
         roles.append(role("beat"))
     if own_sink:
         sink_port = str(running.smtp_url).rpartition(":")[2]
@@ -191,14 +193,15 @@ def _ending(supervisor: Supervisor) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _told_to_others(running: Settings) -> Iterator[None]:
-    """Let `ackline dlq list` in another terminal find this broker, while the block runs."""
+    """Let `ackline dlq list` in another terminal find this broker, and the application, while the block runs."""
     file = running.data_dir / UP_FILE
-    addresses = {
+    told = {
         "amqp_url": running.amqp_url,
         "management_url": running.management_url,
         "smtp_url": running.smtp_url,
+        "app": running.app,
     }
-    write_private(file, json.dumps(addresses, indent=2))
+    write_private(file, json.dumps(told, indent=2))
     try:
         yield
     finally:

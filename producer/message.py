@@ -8,7 +8,6 @@ as `order.placed.v2`, which has a queue binding of its own, so that both can be 
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from pydantic_core import PydanticSerializationError
 
 from ackline.infra import wire
 from ackline.infra.errors import ConfigurationError
+from ackline.infra.unknown import unknown as unknown_name
 from ackline.producer.errors import InvalidMessage
 
 M = TypeVar("M", bound=BaseModel)
@@ -149,21 +149,10 @@ def contracts() -> Mapping[str, type[BaseModel]]:
 
 _view = MappingProxyType(_contracts)
 
-#: Characters of an unknown type, and types beside it, that an answer repeats: whoever asks may be hostile.
-_SHOWN, _LISTED = 80, 10
-
 
 def unknown(type_: str) -> str:
     """That there is no message type *type_*, in a sentence, with the likeliest of those that there are."""
-    shown = repr(type_[:_SHOWN])  # which may be ten times as long
-    shown = shown if len(shown) <= _SHOWN + 2 and len(type_) <= _SHOWN else shown[:_SHOWN] + "…"
-    if not _contracts:
-        return f"There is no message type {shown}: ACKLINE_APP names no module that has any."
-    known = sorted(_contracts)
-    near = difflib.get_close_matches(type_, known) if len(type_) <= 255 else []
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
-    return f"There is no message type {shown}.{meant} There are: {', '.join(known[:_LISTED])}{more}."
+    return unknown_name("message type", type_, _contracts)
 
 
 def encode(instance: BaseModel) -> bytes:

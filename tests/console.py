@@ -18,7 +18,9 @@ from tests.waiting import until
 #: Between what two commands print.
 _SEPARATOR = "\x1e"
 #: Commands that only look, and may do so until they see it.
-_LOOKS = re.compile(r"curl (?!.*(--json|-d |--data|-F |-X ))|ackline \w+ list|python3 -c '[^']*\bprint\(\w+\.count")
+_LOOKS = re.compile(
+    r"curl (?!.*(--json|-d |--data|-F |-X ))|ackline \w+ (list|status) ?|python3 -c '[^']*\bprint\(\w+\.count"
+)
 
 
 class Step(NamedTuple):
@@ -64,7 +66,7 @@ class Shell:
             line = self._bash.stdout.readline()
             assert line, f"bash ended: {printed}"
             printed += line
-        return printed.removesuffix(_SEPARATOR + "\n").replace("\r", "").strip()
+        return re.sub(r" +$", "", printed.removesuffix(_SEPARATOR + "\n").replace("\r", ""), flags=re.M).strip()
 
     def enter(self, step: Step) -> None:
         """Run a command of a page. Fails when it does not print, or soon, where it only looks, what the page says."""

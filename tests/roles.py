@@ -51,10 +51,11 @@ def run(settings: Settings, *arguments: str, timeout: float = 120, **more: str) 
 
 
 class RoleProcess:
-    """`ackline` with *arguments* as a process that can be started, killed, stopped, and started again."""
+    """`ackline` with *arguments*, in *folder*, as a process that can be started, killed, stopped, and started again."""
 
-    def __init__(self, settings: Settings, *arguments: str, **more: str) -> None:
+    def __init__(self, settings: Settings, *arguments: str, folder: str = str(ROOT), **more: str) -> None:
         self._arguments = arguments
+        self._folder = folder
         self._environment = environment(settings, **more)
         self.log = settings.data_dir / (re.sub(r"\W+", "-", " ".join(arguments)) + ".log")
         self.process: subprocess.Popen[bytes] | None = None
@@ -78,7 +79,7 @@ class RoleProcess:
             [sys.executable, "-m", "ackline.infra", *self._arguments],
             env=self._environment | {ready.VARIABLE: str(write)},
             pass_fds=[write],
-            cwd=ROOT,
+            cwd=self._folder,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -118,9 +119,9 @@ def listening(gateway: RoleProcess) -> str:
 
 
 @contextmanager
-def role(settings: Settings, *arguments: str, **more: str) -> Iterator[RoleProcess]:
-    """A role that is ready; killed at the end, if it is still there."""
-    process = RoleProcess(settings, *arguments, **more)
+def role(settings: Settings, *arguments: str, folder: str = str(ROOT), **more: str) -> Iterator[RoleProcess]:
+    """A role that is ready, started in *folder*; killed at the end, if it is still there."""
+    process = RoleProcess(settings, *arguments, folder=folder, **more)
     process.start()
     try:
         yield process

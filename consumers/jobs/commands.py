@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import sys
 from typing import Any
 
 import click
@@ -12,8 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ackline.infra.errors import AcklineError
+from ackline.infra.names import job_queue
 from ackline.infra.settings import settings
 from ackline.infra.terminal import console, line, moment
+from ackline.infra.unknown import unknown
 
 
 class UnknownJob(AcklineError):
@@ -46,17 +49,21 @@ def jobs(context: click.Context, queues: str | None, concurrency: int | None) ->
 def list_(as_json: bool) -> None:
     """List the jobs of the application, with their queues and arguments."""
     rows = [
-        {"name": name, "queue": task.job_queue, "arguments": str(inspect.signature(task.run))}
+        {"name": name, "queue": job_queue(task.job_queue), "arguments": str(inspect.signature(task.run))}
         for name, task in sorted(_tasks().items())
     ]
     if as_json:
         for row in rows:
             print(json.dumps(row, ensure_ascii=False))
         return
-    table = Table("name", "queue", "arguments", box=box.SIMPLE_HEAD)
-    for row in rows:
-        table.add_row(*(Text(line(value or "")) for value in row.values()))
-    console().print(table)
+    if rows:
+        table = Table(
+            "NAME", "QUEUE", "ARGUMENTS", box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False
+        )
+        for row in rows:
+            table.add_row(*(Text(line(value)) for value in row.values()))
+        console().print(table)
+    print(f"{len(rows):,} job{'s'[: len(rows) != 1]} in {', '.join(settings().app)}.", file=sys.stderr)
 
 
 @jobs.command("run")
@@ -74,9 +81,10 @@ def run_(name: str, arguments: tuple[str, ...], delay: float | None) -> None:
 
     from ackline.consumers.jobs.arguments import read
 
-    task = _tasks().get(name)
+    tasks = _tasks()
+    task = tasks.get(name)
     if task is None:
-        raise UnknownJob(f"The application has no job {name!r}: `ackline jobs list` shows those that it has.")
+        raise UnknownJob(unknown("job", name, tasks))
     try:
         kwargs = read(task, json.dumps(dict(map(_argument, arguments))))
     except ValidationError as error:
@@ -109,18 +117,26 @@ def status(job_id: str, as_json: bool) -> None:
         return
     for key, value in found.model_dump(exclude={"is_final", "status_url"}).items():
         if value is not None:
-            shown = json.dumps(value, default=str, ensure_ascii=False) if key == "result" else str(value)
-            print(f"{key.replace('_', ' ')}: {moment(value) if key.endswith('_at') else line(shown)}")
+            print(f"{key.replace('_', ' ')}: {_shown(key, value)}")
+
+
+def _shown(key: str, value: Any) -> str:
+    """A field of a status, for people."""
+    if key.endswith("_at"):
+        return moment(value)
+    if key == "progress":
+        return f"{value:.0%}"
+    return line(json.dumps(value, default=str, ensure_ascii=False) if key == "result" else str(value))
 
 
 def _tasks() -> dict[str, Any]:
     """The jobs of the application, by name, without Celery's own."""
     from ackline.consumers.jobs.app import app
+    from ackline.consumers.jobs.queues import jobs_of
     from ackline.infra.app import load_app
 
     load_app(settings().app)
-    app.finalize()
-    return {name: task for name, task in app.tasks.items() if not name.startswith("celery.")}
+    return jobs_of(app)
 
 
 def _argument(text: str) -> tuple[str, Any]:

@@ -43,7 +43,8 @@ _SETTLE_SECONDS = 5.0
 class Deliveries(bootsteps.StartStopStep):  # type: ignore[misc]
     """Takes the deliveries. Stands where Celery has its `Tasks`; a lost control connection does not concern it."""
 
-    requires = (Connection,)
+    # What runs a job is told only once, in `start`, by what it announces events; Celery orders steps by this alone.
+    requires = (Events,)
 
     def __init__(self, c: JobConsumer, **_: Any) -> None:
         super().__init__(c)

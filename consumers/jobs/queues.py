@@ -28,10 +28,10 @@ def names(app: Any) -> list[str]:
     return sorted(adopted | (named - {None, JOBS}))
 
 
-def has_jobs(app: Any) -> bool:
-    """Whether *app* has any but Celery's own."""
+def jobs_of(app: Any) -> dict[str, Any]:
+    """The jobs of *app* by name, without Celery's own. Evaluates all that is declared."""
     app.finalize()
-    return not all(name.startswith("celery.") for name in app.tasks)
+    return {name: task for name, task in app.tasks.items() if not name.startswith("celery.")}
 
 
 def topology(app: Any) -> list[ConsumerQueue]:

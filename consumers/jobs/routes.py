@@ -18,10 +18,12 @@ from sqlalchemy import Engine
 from ackline.consumers.jobs import arguments, unique
 from ackline.consumers.jobs.app import app as jobs
 from ackline.consumers.jobs.publishing import publishing_to
+from ackline.consumers.jobs.queues import jobs_of
 from ackline.consumers.jobs.results import find
 from ackline.consumers.jobs.status import JobStatus, State, waiting
 from ackline.infra import database, wire
 from ackline.infra.names import is_job_queue
+from ackline.infra.unknown import unknown
 from ackline.producer import outbox
 from ackline.producer.envelope import Entry
 from ackline.producer.errors import PublishError
@@ -140,7 +142,7 @@ async def submit(request: Request) -> Response:
     caller.require(name)
     task = None if name.startswith("celery.") else jobs.tasks.get(name)
     if task is None:
-        raise Refusal(HTTPStatus.NOT_FOUND, f"There is no job {name!r}.")
+        raise Refusal(HTTPStatus.NOT_FOUND, unknown("job", name, filter(caller.may_use, jobs_of(jobs))))
     options = parameters.options(request, served.settings, _OPTIONS)
     travelling = parameters.travelling(request)
     body = await parameters.body(request, served.settings.max_body_bytes, "ACKLINE_MAX_BODY_BYTES")

@@ -19,7 +19,7 @@ from celery.platforms import EX_OK
 from celery.worker import state
 
 from ackline.consumers.jobs.app import app
-from ackline.consumers.jobs.queues import has_jobs, topology
+from ackline.consumers.jobs.queues import jobs_of, topology
 from ackline.infra.app import load_app
 from ackline.infra.errors import ConfigurationError
 from ackline.infra.link import BrokerUnreachable
@@ -42,7 +42,7 @@ def run(configured: Settings, queues: Sequence[str] | None, concurrency: int | N
     """
     configure_logging()
     load_app(configured.app)
-    if not has_jobs(app):
+    if not jobs_of(app):
         raise ConfigurationError(
             f"The application ({', '.join(configured.app)}) has no jobs: decorate a function with @job."
         )

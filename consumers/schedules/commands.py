@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import click
@@ -18,6 +18,7 @@ from ackline.consumers.schedules import rows, targets
 from ackline.consumers.schedules.rows import Stored
 from ackline.consumers.schedules.schedule import Origin, Schedule, declared, parse
 from ackline.consumers.schedules.targets import CannotRun
+from ackline.consumers.schedules.timing import Timing
 from ackline.infra import database
 from ackline.infra.app import load_app
 from ackline.infra.errors import AcklineError, ConfigurationError
@@ -25,6 +26,9 @@ from ackline.infra.logs import configure_logging
 from ackline.infra.settings import Settings, settings
 from ackline.infra.stopping import stop_on_signal
 from ackline.infra.terminal import console, line, moment, plain
+
+#: A beat looks once a second, and another one takes over from one that does not answer within some ten.
+_LATE = timedelta(seconds=20)
 
 
 @click.command()
@@ -225,6 +229,9 @@ class Seen(NamedTuple):
 
 def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
     told = stored.definition
+    timing = None
+    with suppress(CannotRun):  # it is the beat's to say that this version cannot read it
+        timing = stored.schedule.timing
     paused = None
     if stored.paused_at is not None:
         paused = {"at": stored.paused_at, "actor": stored.paused_by, "reason": stored.pause_reason}
@@ -234,14 +241,12 @@ def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
         state = "paused"
     elif stored.error is not None:
         state = "failing"
+    elif timing is not None and _is_late(timing, stored.covered_to, now):
+        state = "late"
     else:
         state = "new" if is_new else "active"
     runs = f"job {told['job']}" if told.get("job") else f"message {told.get('message')}"
-    following = None
-    if state in ("active", "failing", "new"):
-        # The beat's to say: what another version wrote may not be readable here.
-        with suppress(CannotRun):
-            following = stored.schedule.timing.after(now)
+    is_on = state in ("active", "failing", "late", "new")
     return Seen(
         name=stored.name,
         when=str(told.get("when")),
@@ -250,7 +255,7 @@ def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
         missed=str(told.get("missed")),
         origin=stored.origin,
         state=state,
-        next_at=following,
+        next_at=timing.after(now) if timing is not None and is_on else None,
         last_at=stored.last_run_at,
         last_id=stored.last_id,
         error=stored.error,
@@ -258,12 +263,18 @@ def _seen(stored: Stored, now: datetime, *, is_new: bool) -> Seen:
     )
 
 
+def _is_late(timing: Timing, covered_to: datetime, now: datetime) -> bool:
+    """Whether a tick has been due for longer than any beat that runs takes."""
+    tick = timing.after(covered_to)
+    return tick is not None and now - tick > _LATE
+
+
 def _table(listed: list[Seen]) -> Table:
     table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for name in ("NAME", "WHEN", "TIME ZONE", "RUNS", "NEXT", "LAST", "STATE"):
         table.add_column(name)
     for each in listed:
-        why = each.error if each.state == "failing" else None
+        why = {"failing": each.error, "late": "does `ackline beat` run?"}.get(each.state)
         if each.paused is not None and each.state == "paused":
             why = f"by {each.paused['actor']}" + (f", {each.paused['reason']}" if each.paused["reason"] else "")
         table.add_row(

@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 
 from ackline.consumers.schedules.schedule import Schedule
 from ackline.infra.errors import AcklineError
+from ackline.infra.unknown import unknown as unknown_name
 from ackline.infra.wire import uuid8
 from ackline.producer import outbox
 from ackline.producer.message import contracts, unknown
@@ -63,9 +64,10 @@ def _said(error: ValidationError) -> str:
 
 def _task(schedule: Schedule) -> Any:
     from ackline.consumers.jobs.app import app  # Celery is for those who have jobs
+    from ackline.consumers.jobs.queues import jobs_of
 
     app.finalize()
     task = app.tasks.get(schedule.job)
     if task is None:
-        raise CannotRun(f"The application has no job {schedule.job!r}.")
+        raise CannotRun(unknown_name("job", str(schedule.job), jobs_of(app)))
     return task

@@ -105,9 +105,8 @@ class _Managed(RoleProcess):
     """A role that is started by `manage.py`, from another folder."""
 
     def __init__(self, shop: Shop, name: str) -> None:
-        super().__init__(shop.settings, name)
+        super().__init__(shop.settings, name, folder=str(shop.settings.data_dir))
         self._environment = shop.environment
-        self._folder = shop.settings.data_dir
 
     def _spawn(self, write: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(

@@ -218,7 +218,8 @@ def fill(folder: Path) -> None:
 
 def test_an_application_that_does_not_exist_or_raises_is_named(examine: Examine, tmp_path: Path) -> None:
     state, says = examine(APP="no_such_module_here").only("application")
-    assert (state, says) == ("fault", "ACKLINE_APP names the module 'no_such_module_here', which cannot be found.")
+    assert state == "fault"
+    assert says.startswith("The module 'no_such_module_here' of the application (ACKLINE_APP, ")
     (tmp_path / "raises_at_import.py").write_text("1 / 0\n")
     state, says = examine(APP="raises_at_import").only("application")
     assert state == "fault"
@@ -296,9 +297,9 @@ def test_rights_that_a_user_lacks_are_named_with_the_command_that_gives_them(
     user = f"limited-{vhost.name}"
     mend = f"rabbitmqctl set_permissions -p '{vhost.name}' '{user}' '.*' '.*' '.*'."
     assert said == [
-        f"The user '{user}' may not configure 'ackline.messages' and 25 more; to permit it: {mend}",
+        f"The user '{user}' may not configure 'ackline.messages' and 26 more; to permit it: {mend}",
         f"The user '{user}' may not write 'email'; to permit it: {mend}",
-        f"The user '{user}' may not read 'ackline.messages' and 25 more; to permit it: {mend}",
+        f"The user '{user}' may not read 'ackline.messages' and 26 more; to permit it: {mend}",
     ]
 
 

@@ -272,7 +272,7 @@ def test_jobs_are_listed_run_and_asked_for_on_the_command_line(configured: Setti
     assert f"id: {id_}\nname: double\n" in told
     assert "result: 84\n" in told
     for arguments, said in (
-        (("run", "unheard-of"), "The application has no job 'unheard-of'"),
+        (("run", "unheard-of"), "There is no job 'unheard-of'. There are: area, "),
         (
             ("run", "double", "number=x"),
             "These are not the arguments of double: number: Input should be a valid integer",

@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine, select, update
 
 from ackline.consumers.jobs import app
+from ackline.consumers.jobs.queues import jobs_of
 from ackline.consumers.schedules import rows
 from ackline.consumers.schedules.beat import Beat
 from ackline.consumers.schedules.leadership import Leadership
@@ -31,6 +32,8 @@ from ackline.infra.names import BEAT, JOBS
 from ackline.infra.properties import Properties
 from ackline.infra.settings import Settings, settings
 from ackline.infra.tables import outbox, schedule_runs
+from ackline.infra.tables import schedules as schedules_table
+from ackline.infra.unknown import unknown
 from tests.amqp import Client
 from tests.broker import Vhost
 from tests.connections import close, connections
@@ -235,7 +238,7 @@ def test_a_tick_that_cannot_be_made_says_so_and_holds_up_no_other(
         running.look()
     assert len(ran(engine)) == 3
     assert ran(engine, "broken") == ran(engine, "refused") == []
-    assert stored(engine, "broken").error == "The application has no job 'test.schedules.nobody'."
+    assert stored(engine, "broken").error == unknown("job", "test.schedules.nobody", jobs_of(app))
     assert str(stored(engine, "refused").error).startswith("The data is no test.recorded: number: ")
     assert caplog.text.count("broken cannot be run") == 1, "once, not at every look"
 
@@ -470,10 +473,20 @@ def test_schedules_are_listed_added_paused_run_and_removed(schedules: Commands) 
     assert set(schedules.listed()) == {"of-file"}
 
 
+def test_the_list_says_of_a_schedule_that_is_due_for_long_that_no_beat_may_run(schedules: Commands) -> None:
+    told = ("--message", "test.recorded", "--data", '{"number": 7}')
+    schedules("add", "probe", "every 30s", *told)
+    assert schedules.listed()["probe"]["state"] == "active"
+    with database.opened(settings().database) as engine, writing(engine) as connection:
+        connection.execute(update(schedules_table).values(covered_to=datetime.now(UTC) - MINUTE))
+    assert schedules.listed()["probe"]["state"] == "late"
+    assert "late: does `ackline beat` run?" in schedules("list")
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("every 30s", "--job", "nobody"), "has no job 'nobody'"),
+        (("every 30s", "--job", "nobody"), "There is no job 'nobody'. There are: "),
         (
             ("every 30s", "--job", "test.schedules.add", "--args", "[1]"),
             "The job test.schedules.add does not take these arguments",
@@ -496,7 +509,7 @@ def test_a_beat_does_not_start_with_a_schedule_that_it_could_not_run(ackline_set
     wrong = json.dumps([OF_FILE | {"job": "nobody"}])
     done = run(ackline_settings, "beat", ACKLINE_SCHEDULES=wrong, **TOLD)
     assert done.returncode == 2
-    assert done.stderr.endswith("The schedule 'of-file' cannot be run: The application has no job 'nobody'.\n")
+    assert "The schedule 'of-file' cannot be run: There is no job 'nobody': ACKLINE_APP names no module" in done.stderr
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------

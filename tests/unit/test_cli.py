@@ -103,7 +103,11 @@ def test_a_bug_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
-        (["topology", "show"], {"ACKLINE_APP": "no_such_app"}, "ACKLINE_APP names the module 'no_such_app'"),
+        (
+            ["topology", "show"],
+            {"ACKLINE_APP": "no_such_app"},
+            "The module 'no_such_app' of the application (ACKLINE_APP, ",
+        ),
         (["topology", "apply"], {}, "No broker is configured"),
         (["topology", "apply"], {"ACKLINE_AMQP_URL": "http://host"}, "ACKLINE_AMQP_URL cannot be used (http://host)"),
         (

@@ -192,5 +192,5 @@ def test_the_topology_of_an_application_is_that_of_its_consumers() -> None:
 
 
 def test_an_application_that_cannot_be_found_is_named() -> None:
-    with pytest.raises(ConfigurationError, match=r"ACKLINE_APP names the module 'no\.such\.app'"):
+    with pytest.raises(ConfigurationError, match=r"The module 'no\.such\.app' of the application"):
         load_consumers(Settings(app=("no.such.app",)))

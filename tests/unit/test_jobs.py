@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 from celery.exceptions import Reject as CeleryReject
+from celery.worker.consumer.events import Events
 from kombu.exceptions import EncodeError
 
 from ackline.consumers import Reject, RetryLater, RetryPolicy, fixed
@@ -16,6 +17,7 @@ from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import HANDLED
 from ackline.consumers.jobs import ending, job
 from ackline.consumers.jobs.app import app, route
+from ackline.consumers.jobs.consumer import Deliveries
 from ackline.consumers.jobs.job import policy_of
 from ackline.consumers.jobs.message import DELIVERIES, JobMessage
 from ackline.consumers.jobs.queues import names
@@ -115,6 +117,11 @@ def test_a_job_without_a_policy_is_retried_only_when_it_asks_for_it() -> None:
     assert policy.retries(RetryLater("1s"))
 
 
+def test_a_worker_takes_no_job_before_it_can_announce_what_it_does() -> None:
+    """Else Flower would see nothing of it, in some two of five workers: Celery orders steps as their hashes fall."""
+    assert Events in Deliveries.requires
+
+
 def test_a_job_names_its_queue(own_registry: None) -> None:
     @job(name="test-video", queue="video", soft_time_limit="10s", time_limit="1m")
     def encode() -> None: ...
@@ -124,6 +131,6 @@ def test_a_job_names_its_queue(own_registry: None) -> None:
     assert "video" in names(app)
 
 
-def test_up_runs_jobs_where_the_application_has_any(tmp_path: Any) -> None:
+def test_up_runs_jobs_and_their_schedules_where_the_application_has_jobs(tmp_path: Any) -> None:
     settings = Settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", data_dir=tmp_path, app=("tests.job_app",))
-    assert "jobs" in [role.name for role in up._roles(settings, own_sink=False, with_flower=False)]
+    assert {"jobs", "beat"} <= {role.name for role in up._roles(settings, own_sink=False, with_flower=False)}

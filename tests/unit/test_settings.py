@@ -25,7 +25,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     settings.cache_clear()
 
 
-def write_up_file(folder: Path, **values: str) -> None:
+def write_up_file(folder: Path, **values: object) -> None:
     folder.mkdir(exist_ok=True)
     (folder / UP_FILE).write_text(json.dumps(values))
 
@@ -84,6 +84,18 @@ def test_what_up_left_is_found_in_the_data_folder_and_gives_all_its_addresses(
     monkeypatch.setenv("ACKLINE_DATA_DIR", "elsewhere")
     found = Settings()
     assert (found.amqp_url, found.management_url, found.smtp_url) == tuple(addresses.values())
+
+
+def test_the_application_of_up_is_that_of_other_terminals_which_name_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_up_file(folder / ".ackline", amqp_url="amqp://up/", app=["shop", "mails"])
+    assert Settings().app == ("shop", "mails")
+    (folder / "ackline.toml").write_text('app = "mine"\n')
+    assert Settings().app == ("mine",)
+    monkeypatch.setenv("ACKLINE_AMQP_URL", "amqp://mine/")
+    (folder / "ackline.toml").unlink()
+    assert Settings().app == ("ackline.consumers.handlers.email",)
 
 
 def test_a_broker_of_ones_own_is_not_mixed_with_the_addresses_that_up_left(
