@@ -161,12 +161,14 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
 
 @pytest.fixture
 def own_registry() -> Iterator[None]:
-    """The test knows no contract and no consumer but Ackline's own and those that it imports, and forgets them."""
+    """The test knows no contract and no consumer but `email` and those that it imports, and forgets them."""
     registries: tuple[dict[str, Any], ...] = (_contracts, _consumers)
     kept = [(registry, dict(registry)) for registry in registries]
     for registry, before in kept:
         for name, found in before.items():
-            if not getattr(found, "handler", found).__module__.startswith("ackline."):
+            module = getattr(found, "handler", found).__module__
+            is_handler = module.startswith("ackline.consumers.handlers.")
+            if not module.startswith("ackline.") or (is_handler and not module.endswith(".email")):
                 del registry[name]
     yield
     for registry, before in kept:

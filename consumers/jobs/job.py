@@ -100,7 +100,8 @@ def job(*function: Callable[..., Any], **options: Any) -> Any:
     for duration in ("soft_time_limit", "time_limit", "unique_for"):
         if options.get(duration) is not None:
             options[duration] = seconds(options[duration])
-    return app.task(*function, **options)
+    # Not for every Celery app of the process, as is Celery's default: others do not know what a policy is.
+    return app.task(*function, shared=False, **options)
 
 
 def policy_of(task: Any) -> RetryPolicy:

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
-import pytest
 from sqlalchemy import Engine, text
 
 from ackline.consumers import Ack, Reject, registered
@@ -63,7 +62,6 @@ def test_a_burst_becomes_rows_in_few_transactions(
     assert commits <= COUNT / 10
 
 
-@pytest.mark.usefixtures("own_registry")
 def test_a_row_that_the_database_refuses_goes_to_review_alone(tmp_path: Path) -> None:
     batch = [Reading(meter="a", number=number) for number in (1, -1, 2**64, 2)]
     url = f"sqlite:///{tmp_path / 'meters.db'}"
