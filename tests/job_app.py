@@ -114,6 +114,17 @@ def auto() -> None:
     raise ValueError("by itself")
 
 
+@job(name="requeue")
+def requeue() -> None:
+    note("requeue")
+    raise celery_exceptions.Reject("not now", requeue=True)
+
+
+@job(name="limited", rate_limit="30/m")
+def limited(text: str) -> None:
+    note(f"limited {text}")
+
+
 @job(name="reject")
 def reject(whose: str) -> None:
     note(f"reject {whose}")
@@ -148,10 +159,10 @@ def unserialisable() -> Any:
 
 @job(name="wait")
 def wait(text: str) -> None:
-    """Wait until there is a file `gate` beside the notes."""
+    """Wait until there is a file `gate` beside the notes, or one for those who wait with that *text*."""
     note(f"wait {text}")
     deadline = time.monotonic() + 300
-    while not notes().with_name("gate").exists():
+    while not (notes().with_name("gate").exists() or notes().with_name(f"gate {text}").exists()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     note(f"done {text}")

@@ -85,7 +85,7 @@ class Taking:
         os.set_blocking(self._readable, False)
         os.set_blocking(self._writable, False)
         self._connection: Connection | None = None
-        #: What ended when its delivery had been lost, by queue and id of the job.
+        #: What ended when its delivery had been lost, by queue and try.
         self._kept: OrderedDict[tuple[str, str], Settlement] = OrderedDict()
         #: Seconds that a job takes, of late; None before the first.
         self.seconds: float | None = None
@@ -192,13 +192,13 @@ class Taking:
         return Delivery(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, source=_Lost(end))
 
     def _keep(self, message: JobMessage, settlement: Settlement) -> None:
-        self._kept[message.queue, message.task_id] = settlement
+        self._kept[message.queue, message.try_] = settlement
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
     def kept(self, message: JobMessage) -> Settlement | None:
-        """How the job ended here of which this is a further delivery; None when it did not, or that is settled."""
-        return self._kept.pop((message.queue, message.task_id), None) if message.came_before else None
+        """How the try ended here of which this is a further delivery; None when it did not, or that is settled."""
+        return self._kept.pop((message.queue, message.try_), None)
 
     def hold(self, prefetch: int) -> None:
         """Have that many unacked deliveries of each queue at most."""
