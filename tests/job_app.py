@@ -99,6 +99,12 @@ def later(self: Job, delay: float) -> None:
     raise RetryLater(delay, "the other side is busy")
 
 
+@job(name="retry-by-hand", max_retries=1)
+def retry_by_hand() -> None:
+    note("retry-by-hand")
+    raise celery_exceptions.Retry("not yet", when=1)
+
+
 @job(name="retry-itself", bind=True, max_retries=2)
 def retry_itself(self: Job) -> None:
     note(f"retry-itself {self.request.retries}")

@@ -14,7 +14,7 @@ from celery.worker.request import Request
 
 from ackline.consumers.handling import HANDLED, Settlement, nameable
 from ackline.consumers.jobs import ending
-from ackline.consumers.jobs.job import failing_for, policy_of
+from ackline.consumers.jobs.job import PARKED, failing_for, policy_of
 from ackline.consumers.jobs.message import JobMessage
 from ackline.infra import wire
 
@@ -79,7 +79,7 @@ class JobRequest(Request):  # type: ignore[misc]
         retry = _raised(exc_info)
         left = retry.when if isinstance(retry.when, int | float) else 0.0
         error = nameable(retry.exc or retry)
-        self._message.goes_on = retry.sig is not None and retry.sig.options.get("retries") == self._context.retries
+        self._message.goes_on = retry.message == PARKED
         self._settle(ending.retried(self._message, error, wire.due_in(left)))
         super().on_retry(exc_info)
 

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
+import pickle
 import sys
 import threading
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery import exceptions as celery_exceptions
 from celery.exceptions import Reject as CeleryReject
 from celery.worker import state
 from celery.worker.consumer.events import Events
 from kombu.exceptions import EncodeError
 
 from ackline.consumers import Reject, RetryLater, RetryPolicy, fixed
-from ackline.consumers.decision import InvalidBody
+from ackline.consumers.decision import InvalidBody, Park
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import HANDLED
 from ackline.consumers.jobs import ending, job
 from ackline.consumers.jobs.app import app, route
 from ackline.consumers.jobs.consumer import Deliveries
-from ackline.consumers.jobs.job import policy_of
+from ackline.consumers.jobs.job import PARKED, policy_of
 from ackline.consumers.jobs.message import DELIVERIES, JobMessage
 from ackline.consumers.jobs.queues import names
 from ackline.consumers.jobs.request import active
@@ -110,6 +112,11 @@ def test_a_job_that_ends_its_worker_over_and_over_goes_to_review() -> None:
     (outgoing,) = ends.outgoing
     assert outgoing.exchange == DEAD
     assert outgoing.properties.headers.text(wire.REASON) == "its worker died or lost it 22 times"
+
+
+def test_a_job_that_comes_back_as_if_it_had_not_been_tried_says_so_to_the_other_process() -> None:
+    said = celery_exceptions.Retry(PARKED, exc=Park("1s"), when=1.0, sig=object())
+    assert pickle.loads(pickle.dumps(said)).message == PARKED
 
 
 def test_a_try_is_not_taken_for_another_of_the_same_id() -> None:
