@@ -250,10 +250,11 @@ def test_a_countdown_waits_in_the_broker_whatever_becomes_of_the_worker(sending:
         until(lambda: client.ready(JOBS) == 0 and client.ready("ackline.retry.5s") == 1, what="it to be parked")
         worker.kill()
         worker.start()
-        (seen,) = until(lambda: sending.seen, what="it to run")
-        assert float(seen.removeprefix("at ")) >= due
+        until(lambda: sending.seen, what="it to run")
         _nothing_is_left(client)
-    assert len(sending.seen) == 1
+    # Twice when the worker was killed after it had parked the job, and before its ack of what it parked.
+    assert len(sending.seen) in (1, 2)
+    assert all(float(seen.removeprefix("at ")) >= due for seen in sending.seen)
 
 
 def test_a_job_for_a_distant_time_is_a_row_that_can_be_cancelled(
