@@ -430,7 +430,8 @@ def test_celerys_remote_control_works_where_every_deprecated_feature_is_denied(
         sending.app.control.revoke(id_, terminate=True)
         letter = dead(client)  # for somebody accounts for it
         assert (letter.properties.message_id, letter.headers[wire.REASON]) == (id_, "it was terminated before it ended")
-        sending.app.control.revoke("r-1", reply=True)
+        sending.app.control.revoke("r-1")
+        until(lambda: ["r-1"] in [ids[-1:] for ids in (inspect.revoked() or {}).values()], what="it to be revoked")
         headers = _TASK | {"id": "r-1", wire.REDRIVE: "r-1"}
         client.publish(RETURN, JOBS, _BODY, headers=headers, message_id="r-1", **_JSON)
         letter = dead(client)  # so that its redrive ends
