@@ -413,6 +413,8 @@ def test_a_tracked_job_is_reported_at_each_step(sending: Sending, client: Client
 # --- remote control ---------------------------------------------------------------------------------------------------
 
 
+# Seen on a busy machine, of one worker: what it says is the same, and how often it says so is not asked here.
+@pytest.mark.filterwarnings("ignore:Received multiple replies from node name")
 def test_celerys_remote_control_works_where_every_deprecated_feature_is_denied(
     sending: Sending, vhost: Vhost, client: Client, tmp_path: Path
 ) -> None:
