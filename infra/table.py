@@ -114,7 +114,8 @@ def _time(seconds: int) -> datetime | int:
 def encode(value: Any) -> bytes:
     """A Python value as a raw value.
 
-    Takes str, bool, int of 64 bits, float, bytes, None, lists, and mappings with str names. A `Table` goes in as it is.
+    Takes str, bool, int of 64 bits, float, bytes, None, datetime (to the second), Decimal, lists, and mappings with str
+    names. A `Table` goes in as it is.
     Raises TypeError for anything else, struct.error for an int beyond 64 bits.
     """
     if isinstance(value, str):
@@ -133,6 +134,11 @@ def encode(value: Any) -> bytes:
         return _sized(b"F", value.raw)
     if isinstance(value, Mapping):
         return _sized(b"F", Table.of(value).raw)
+    if isinstance(value, datetime):
+        return struct.pack(">cQ", b"T", int(value.timestamp()))
+    if isinstance(value, Decimal):
+        scale = max(-int(value.as_tuple().exponent), 0)
+        return struct.pack(">cBi", b"D", scale, int(value.scaleb(scale)))
     if isinstance(value, list):
         return _sized(b"A", b"".join(map(encode, value)))
     raise TypeError(f"an AMQP header cannot hold a {type(value).__name__}")

@@ -99,6 +99,12 @@ def later(self: Job, delay: float) -> None:
     raise RetryLater(delay, "the other side is busy")
 
 
+@job(name="retry-by-hand", max_retries=1)
+def retry_by_hand() -> None:
+    note("retry-by-hand")
+    raise celery_exceptions.Retry("not yet", when=1)
+
+
 @job(name="retry-itself", bind=True, max_retries=2)
 def retry_itself(self: Job) -> None:
     note(f"retry-itself {self.request.retries}")
@@ -112,6 +118,17 @@ def retry_itself(self: Job) -> None:
 def auto() -> None:
     note("auto")
     raise ValueError("by itself")
+
+
+@job(name="requeue")
+def requeue() -> None:
+    note("requeue")
+    raise celery_exceptions.Reject("not now", requeue=True)
+
+
+@job(name="limited", rate_limit="30/m")
+def limited(text: str) -> None:
+    note(f"limited {text}")
 
 
 @job(name="reject")
@@ -148,10 +165,10 @@ def unserialisable() -> Any:
 
 @job(name="wait")
 def wait(text: str) -> None:
-    """Wait until there is a file `gate` beside the notes."""
+    """Wait until there is a file `gate` beside the notes, or one for those who wait with that *text*."""
     note(f"wait {text}")
     deadline = time.monotonic() + 300
-    while not notes().with_name("gate").exists():
+    while not (notes().with_name("gate").exists() or notes().with_name(f"gate {text}").exists()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     note(f"done {text}")

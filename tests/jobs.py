@@ -28,7 +28,7 @@ class Sending:
         self.app = Jobs("sending", set_as_current=False)
         self.app.conf.update(configuration(settings))
         # A queue comes of a job that names it: this service knows one by its name alone.
-        self.app.task(name="encode", queue="video", shared=False)(_encode)
+        self.app.task(name="sending.encode", queue="video", shared=False)(_encode)
 
     def send(self, name: str, *args: object, **options: object) -> str:
         """Publish a job; its id."""

@@ -94,6 +94,13 @@ class RoleProcess:
     def alive(self) -> bool:
         return self.process is not None and self.process.poll() is None
 
+    def processes(self) -> list[int]:
+        """Those that it has started."""
+        asked = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
+        )
+        return [int(line) for line in asked.stdout.split()]
+
     def kill(self) -> None:
         """SIGKILL."""
         if self.process is not None:

@@ -17,6 +17,7 @@ first failure, so that a part that is sent again completes nothing; results expi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import cache
@@ -35,6 +36,8 @@ from ackline.infra.database import reading, writing
 from ackline.infra.errors import AcklineError
 from ackline.infra.tables import job_chord_parts, job_chords
 from ackline.infra.wire import now
+
+log = logging.getLogger(__name__)
 
 #: How long it is known that a chord is over: a part may be delivered once more.
 _KEEP = timedelta(days=30)
@@ -79,6 +82,14 @@ class Chords:
             header = [*header, *_ids([result])]
             connection.execute(update(job_chords).where(job_chords.c.id == chord_id).values(header=header))
             connection.execute(insert(job_chord_parts).values(task_id=result.id, chord_id=chord_id))
+
+    def mark_as_retry(self, task_id: str, exc: BaseException, *args: Any, **kwargs: Any) -> Any:
+        """As Celery's; but the job is published once more by now, so that it must not fail for this: it would be both
+        in review and tried again."""
+        try:
+            return super().mark_as_retry(task_id, exc, *args, **kwargs)  # type: ignore[misc]
+        except Exception as error:
+            log.warning("that the job %s waits for a retry is not written down: %s", task_id, error)
 
     def mark_as_done(
         self, task_id: str, result: Any, request: Any = None, store_result: bool = True, state: str = states.SUCCESS

@@ -73,7 +73,7 @@ class Claims:
 
     def holds(self, message: JobMessage) -> bool:
         """Whether this worker has claimed it."""
-        return _key(message) in self._held
+        return bool(self._held) and _key(message) in self._held
 
     def end(self, message: JobMessage, *, known: bool) -> None:
         """It is over here. known: a further delivery of it is to be acked; else that is run."""
@@ -97,7 +97,7 @@ class Claims:
                 return Standing.RUNS if row.claimed_until > clock(connection) else Standing.FREE
         except Exception as error:
             log.warning(
-                "nobody can say whether another worker runs the job %s, so it is run: %s", key.message_id, error
+                "nobody can say whether another worker runs the job %s, so it is run: %s", message.task_id, error
             )
             return Standing.FREE
 
@@ -106,18 +106,20 @@ class Claims:
         while not self._stopping:
             self._wake.wait(NOTED_SECONDS)
             self._wake.clear()
-            running = {_key(message): message for message in self._running()}
-            with self._lock:
-                ended = dict(self._ended)
-            if not (running or self._held or ended):
-                continue
             try:
-                self._note(running, ended)
+                self._look()
                 failing = False
             except Exception as error:
                 if not failing:
                     log.warning("long jobs cannot be claimed, so that another worker may run them, too: %s", error)
                 failing = True
+
+    def _look(self) -> None:
+        running = {_key(message): message for message in self._running()}
+        with self._lock:
+            ended = dict(self._ended)
+        if running or self._held or ended:
+            self._note(running, ended)
 
     def _note(self, running: dict[Key, JobMessage], ended: dict[Key, bool]) -> None:
         if not self._upgraded:
@@ -138,6 +140,11 @@ class Claims:
             self._held = (self._held | set(new)) - theirs - set(ended)
             for key in ended:
                 self._ended.pop(key, None)
+        # What ended meanwhile was settled as one that is not claimed: nobody else would let go of its claim.
+        still = {_key(message) for message in self._running()}
+        with self._lock:
+            for key in (self._held & set(new)) - still:
+                self._ended.setdefault(key, False)
 
     def _renew(self, connection: Connection) -> None:
         if self._held:
@@ -151,5 +158,4 @@ def _is_in(keys: Iterable[Key]) -> ColumnElement[bool]:
 
 def _key(message: JobMessage) -> Key:
     """Of one try: the next one is another."""
-    trail = message.trail
-    return Key(message.queue, f"{message.task_id} {trail.attempt} {trail.redrive or ''}".rstrip())
+    return Key(message.queue, message.try_)

@@ -25,6 +25,7 @@ from ackline.consumers.jobs import ending
 from ackline.consumers.jobs.claims import NOTED_SECONDS, Claims, Standing
 from ackline.consumers.jobs.message import JobMessage
 from ackline.consumers.jobs.queues import topology
+from ackline.consumers.jobs.request import active
 from ackline.consumers.jobs.taking import Taking
 from ackline.consumers.runner import HELD_SECONDS, enough
 from ackline.infra import wire
@@ -156,6 +157,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]
                 f"no job is named {name!r} in this application ({', '.join(settings().app)}): deploy it, or correct "
                 "the name, and send this again"
             )
+        if message.came_before and self._is_known(message):
+            return
         expires = message.time("expires", self.app.timezone)
         if expires is not None and expires < wire.now():
             raise InvalidBody(f"it expired at {expires.isoformat()}, before it could run")
@@ -165,9 +168,12 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             message.settle(message, ending.parked(message, left))
             return
         message.headers["eta"] = None
-        if message.came_before and self._is_known(message):
-            return
         strategy(message, None, _never, _never, self.on_task_message)
+
+    def _limit_task(self, request: Any, bucket: Any, tokens: int) -> Any:
+        """Have it wait for its turn; known meanwhile, so that what comes once more is not run for that."""
+        state.requests[request.id] = request
+        return super()._limit_task(request, bucket, tokens)
 
     def _is_known(self, message: JobMessage) -> bool:
         """Whether a job that comes once more is not to be run for that; it is then seen to."""
@@ -188,15 +194,14 @@ class JobConsumer(Consumer):  # type: ignore[misc]
     def _long(self) -> list[JobMessage]:
         """What has run for long enough to be claimed."""
         latest = time.time() - NOTED_SECONDS
-        running = [request for request in tuple(state.active_requests) if not request.acknowledged]
-        return [request.message for request in running if request.time_start and request.time_start < latest]
+        return [request.message for request in active() if request.time_start and request.time_start < latest]
 
     # --- how much is held ------------------------------------------------------------------------------
 
     def _adapt(self) -> None:
         """Hold what keeps the processes busy for a second, and leave the rest to other workers."""
         latest = time.time() - HELD_SECONDS
-        long = sum((request.time_start or latest) < latest for request in tuple(state.active_requests))
+        long = sum((request.time_start or latest) < latest for request in active())
         seconds = self.taking.seconds
         if seconds is None and not long:
             return
@@ -209,10 +214,13 @@ class JobConsumer(Consumer):  # type: ignore[misc]
     # --- the end, and what is not the end --------------------------------------------------------------
 
     def withdraw(self) -> list[Any]:
-        """Take back the requests that wait for a process."""
+        """Take back the requests that wait: for a process, and for their turn under a `rate_limit`."""
         waiting = self.controller.semaphore._waiting
         requests = [args[0] for _, args, _ in waiting]
         waiting.clear()
+        for bucket in filter(None, self.task_buckets.values()):
+            requests += [request for request, _ in bucket.contents]
+            bucket.clear_pending()
         return requests
 
     def close(self) -> None:
@@ -229,7 +237,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
 
     def _end(self) -> None:
         """Give back what still runs, and kill it."""
-        running = [request for request in tuple(state.active_requests) if not request.acknowledged]
+        running = active()
         if running:
             log.warning(
                 "%d jobs did not end in %g s; they go back to their queues", len(running), settings().grace_seconds

@@ -11,6 +11,7 @@ from typing import Any, overload
 
 from celery import Task
 from celery import exceptions as celery_exceptions
+from celery.utils.time import maybe_make_aware
 
 from ackline.consumers.decision import Failure, Park, Retry, RetryLater, decide
 from ackline.consumers.retry import RetryPolicy, exponential
@@ -19,6 +20,9 @@ from ackline.infra.durations import seconds
 
 #: Celery's own ways to say what is to become of a job.
 _SAID = (celery_exceptions.Ignore, celery_exceptions.Reject, celery_exceptions.Retry)
+#: What a `Retry` says of a job that comes back as if it had not been tried. Of what there is in one, that gets to the
+#: worker's main process.
+PARKED = "parked"
 
 
 class Job(Task):  # type: ignore[misc]
@@ -132,7 +136,7 @@ def keep_to_policy(task: Any) -> None:
     def run(*args: Any, **kwargs: Any) -> Any:
         task.request.began = wire.now()
         try:
-            return task._tried(*args, **kwargs)
+            return _tried(task, args, kwargs)
         except _SAID:
             raise
         except Exception as error:
@@ -144,22 +148,36 @@ def keep_to_policy(task: Any) -> None:
             failure = Failure(error, request.retries + 1, failing_for(told))
             decision = decide(failure, policy, random.random())  # noqa: S311
             if isinstance(decision, Retry):
-                raise again(task, error, decision.delay, request.retries + 1) from error
+                raise _again(task, error, decision.delay, request.retries + 1) from error
             if isinstance(decision, Park):
-                raise again(task, error, decision.delay, request.retries) from error
+                raise _again(task, error, decision.delay, request.retries, PARKED) from error
             raise
 
     task.run = run
 
 
-def again(task: Any, error: BaseException, delay: float, retries: int) -> Any:
+def _tried(task: Any, args: Any, kwargs: Any) -> Any:
+    """Run *task*. A `Retry` that was raised by hand becomes ours: unlike `self.retry`, that publishes nothing."""
+    try:
+        return task._tried(*args, **kwargs)
+    except celery_exceptions.Retry as asked:
+        request, when = task.request, asked.when
+        if asked.sig is not None or request.called_directly or request.is_eager:
+            raise
+        if isinstance(when, datetime):
+            when = (maybe_make_aware(when) - wire.now()).total_seconds()
+        delay = task.default_retry_delay if when is None else max(when, 0.0)
+        raise RetryLater(delay, str(asked)) from asked
+
+
+def _again(task: Any, error: BaseException, delay: float, retries: int, said: str | None = None) -> Any:
     """Publish the job that runs now again, to come back after *delay* seconds; what to raise then.
 
     retries: what its next try is counted as; no more than now for one that was no failure.
     """
-    signature = task.signature_from_request(countdown=delay, retries=retries)
     try:
+        signature = task.signature_from_request(countdown=delay, retries=retries)
         signature.apply_async()
     except Exception as failed:
         return celery_exceptions.Reject(failed, requeue=False)
-    return celery_exceptions.Retry(exc=error, when=delay, sig=signature)
+    return celery_exceptions.Retry(said, exc=error, when=delay, sig=signature)

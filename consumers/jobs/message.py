@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from datetime import datetime
-from functools import lru_cache
-from typing import Any
+from functools import cached_property, lru_cache
+from typing import Annotated, Any
 
 from celery.utils.time import maybe_iso8601, maybe_make_aware
 from kombu.exceptions import KombuError
 from kombu.message import Message
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ackline.consumers.decision import InvalidBody
 from ackline.consumers.delivery import Delivery
@@ -22,6 +24,29 @@ _CONTENT_TYPE = "application/json"
 
 #: Header of a job that another worker ran when it was delivered, and that was parked: how often it was delivered.
 DELIVERIES = "ackline-deliveries"
+
+#: The options in the body of a job. Celery would put others over the headers, ours among them.
+_OPTIONS = {"callbacks", "errbacks", "chain", "chord"}
+
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Headers(BaseModel):
+    """Headers that Celery believes: of another type some of them end its worker, at every redelivery."""
+
+    model_config = ConfigDict(strict=True)
+
+    #: As long as a message id can be, which it is.
+    id: Annotated[str, Field(min_length=1, max_length=255)]
+    shadow: str | None = None
+    root_id: str | None = None
+    parent_id: str | None = None
+    group: str | None = None
+    argsrepr: str | None = None
+    kwargsrepr: str | None = None
+    timelimit: Annotated[list[_Seconds | None], Field(min_length=2, max_length=2)] | None = None
+    stamped_headers: list[str] | None = None
+    stamps: dict[str, Any] | None = None
 
 
 class JobMessage(Message):  # type: ignore[misc]
@@ -68,16 +93,28 @@ class JobMessage(Message):  # type: ignore[misc]
 
     @property
     def deliveries(self) -> int:
-        """How often it was delivered for this try, as far as that is known."""
+        """How often it was delivered for this try, but for asking whether another worker still runs it."""
         earlier = self.headers.get(DELIVERIES)
         count = self.delivery.properties.headers.number("x-delivery-count") or 0
-        return 1 + count + (earlier if isinstance(earlier, int) else 0)
+        return count + (earlier if isinstance(earlier, int) else 1)
+
+    @cached_property
+    def try_(self) -> str:
+        """Names this try of this job. Not by the id alone: it may be used again, by a redrive or another submission."""
+        told = (self.trail.redrive, self.headers.get("submitted_at"), self.headers["task"])
+        digest = hashlib.sha256(repr(told).encode("utf-8", "surrogatepass") + self.body).hexdigest()
+        return f"{self.task_id} {self.trail.attempt} {digest}"
 
     def check(self) -> None:
         """Raise `InvalidBody`, with a reason for a person, where it is no job that Celery could run."""
         for name in ("task", "id"):
             if not isinstance(self.headers.get(name), str):
                 raise InvalidBody(f"it is no job: its headers lack {name!r}, which Celery's protocol 2 wants")
+        try:
+            _Headers.model_validate(self.headers)
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            raise InvalidBody(f"its header {fault['loc'][0]!r} is none of Celery's: {fault['msg']}") from None
         if self.content_type != _CONTENT_TYPE:
             raise InvalidBody(f"its body is {self.content_type or 'of no known type'}, and a job is {_CONTENT_TYPE}")
         if self.errors:
@@ -91,11 +128,13 @@ class JobMessage(Message):  # type: ignore[misc]
             whole = False
         if not whole:
             raise InvalidBody("its body is not [args, kwargs, options], as Celery's protocol 2 wants")
+        if not embed.keys() <= _OPTIONS:
+            raise InvalidBody(f"its body has options that are none of Celery's: {sorted(embed.keys() - _OPTIONS)}")
 
     def time(self, name: str, zone: Any) -> datetime | None:
         """The time in the header *name*; None when it has none. Raises `InvalidBody` when it is no time."""
         value = self.headers.get(name)
-        if not value:
+        if value is None:
             return None
         try:
             found: datetime = maybe_make_aware(maybe_iso8601(value), zone)

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 from billiard.einfo import ExceptionWithTraceback
 from billiard.exceptions import Terminated, WorkerLostError
 from celery import exceptions as celery_exceptions
 from celery.utils.serialization import get_pickled_exception
+from celery.worker import state
 from celery.worker.request import Request
-from celery.worker.state import task_ready
 
 from ackline.consumers.handling import HANDLED, Settlement, nameable
 from ackline.consumers.jobs import ending
-from ackline.consumers.jobs.job import failing_for, policy_of
+from ackline.consumers.jobs.job import PARKED, failing_for, policy_of
 from ackline.consumers.jobs.message import JobMessage
 from ackline.infra import wire
 
 _LEFT = (celery_exceptions.Ignore, celery_exceptions.Retry, Terminated)
+#: So that one of two threads answers a delivery: the main one, or that which ends what runs beyond the grace.
+_answering = threading.Lock()
+
+
+def active() -> list[JobRequest]:
+    """What runs now and has no answer yet. For any thread: to iterate over Celery's set is for the main one alone."""
+    found = [reference() for reference in list(state.active_requests.data)]
+    return [request for request in found if request is not None and not request.acknowledged]
 
 
 class JobRequest(Request):  # type: ignore[misc]
@@ -32,12 +41,19 @@ class JobRequest(Request):  # type: ignore[misc]
         super().on_accepted(pid, time_accepted)
 
     def adopt(self, message: JobMessage) -> bool:
-        """Take what RabbitMQ delivered again for its delivery, if it runs and has none; whether it did."""
+        """Take what RabbitMQ delivered again for its delivery, if it is the same try; whether it did."""
         mine = self._message
-        if self.acknowledged or mine.delivery.is_current or mine.queue != message.queue:
+        if self.acknowledged or mine.queue != message.queue or mine.try_ != message.try_:
             return False
-        mine.delivery = message.delivery
+        before, mine.delivery = mine.delivery, message.delivery
+        if before.is_current:  # the broker has lost its patience with it (4.3 keeps the channel), or it came twice
+            before.source.finish(before)
         return True
+
+    def cannot_begin(self, error: BaseException) -> None:
+        """No process can be given it."""
+        self._settle(ending.dead(self._message, nameable(error), f"it cannot be begun: {nameable(error)!r}"))
+        state.task_ready(self)
 
     def acknowledge(self) -> None:
         """It is over, and well."""
@@ -53,8 +69,8 @@ class JobRequest(Request):  # type: ignore[misc]
 
     def give_back(self) -> None:
         """It returns to its queue, and whatever becomes of it here is of no account."""
-        if not self.acknowledged:
-            self.acknowledged = self._already_cancelled = True
+        if self._is_first_answer():
+            self._already_cancelled = True
             delivery = self._message.delivery
             delivery.source.give_back(delivery)
 
@@ -63,13 +79,13 @@ class JobRequest(Request):  # type: ignore[misc]
         retry = _raised(exc_info)
         left = retry.when if isinstance(retry.when, int | float) else 0.0
         error = nameable(retry.exc or retry)
-        self._message.goes_on = retry.sig is not None and retry.sig.options.get("retries") == self._context.retries
+        self._message.goes_on = retry.message == PARKED
         self._settle(ending.retried(self._message, error, wire.due_in(left)))
         super().on_retry(exc_info)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
         """It raised, ran into its hard limit, or lost its process."""
-        if self._already_cancelled:
+        if self._already_cancelled or self._already_revoked:
             return
         error = _raised(exc_info)
         if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -81,7 +97,7 @@ class JobRequest(Request):  # type: ignore[misc]
             self._fail(nameable(error), str(exc_info.traceback))
         if isinstance(error, MemoryError | celery_exceptions.BackendStoreError):
             # Celery would end the worker for the first, and wait for the database once more for the other.
-            task_ready(self)
+            state.task_ready(self)
             if isinstance(error, MemoryError):
                 self.task.backend.mark_as_failure(self.id, error, request=self._context, store_result=self.store_errors)
         else:
@@ -94,10 +110,13 @@ class JobRequest(Request):  # type: ignore[misc]
     def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
         """Somebody revoked it, which is a discarding by a person; or it expired here."""
         error = celery_exceptions.TaskRevokedError(reason)
-        if expired or self._message.trail.redrive is not None:
+        trail = self._message.trail
+        if expired or trail.redrive is not None or trail.track:  # whose end somebody waits for
             self._settle(ending.dead(self._message, error, f"it was {reason} before it ended"))
         else:
             self._settle(HANDLED)
+        if expired:  # Celery would refuse it when it is sent again, too
+            state.revoked.discard(self.id)
         super()._announce_revoked(reason, terminated, signum, expired)
 
     def _fail(self, error: BaseException, traceback: str) -> None:
@@ -110,9 +129,13 @@ class JobRequest(Request):  # type: ignore[misc]
         self._settle(ending.dead(self._message, error, reason, traceback))
 
     def _settle(self, settlement: Settlement) -> None:
-        if not self.acknowledged:
-            self.acknowledged = True
+        if self._is_first_answer():
             self._message.settle(self._message, settlement)
+
+    def _is_first_answer(self) -> bool:
+        with _answering:
+            answered, self.acknowledged = self.acknowledged, True
+        return not answered
 
 
 def _raised(exc_info: Any) -> Any:

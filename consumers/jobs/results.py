@@ -31,6 +31,7 @@ from ackline.consumers.jobs.status import CELERY, JobStatus, State, Stored
 from ackline.infra.database import DatabaseUnavailable, reading, writing
 from ackline.infra.errors import AcklineError
 from ackline.infra.settings import settings
+from ackline.infra.table import text
 from ackline.infra.tables import job_chords, job_groups, job_results, unique_jobs
 from ackline.infra.wire import now
 
@@ -108,7 +109,7 @@ class Results(BaseBackend):  # type: ignore[misc]
             "state": state,
             "attempt": (told.get("retries") or 0) + 1,
             "result": self.encode(result),
-            "traceback": None if traceback is None else str(traceback).replace("\x00", "\\x00"),
+            "traceback": None if traceback is None else text(str(traceback).encode("utf-8", "backslashreplace")),
             "children": self.encode(self.current_task_children(request)),
             "group_id": told.get("group"),
             "parent_id": told.get("parent_id"),

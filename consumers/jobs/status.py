@@ -26,22 +26,24 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, NamedTuple, TypeGuard
+from typing import Annotated, Any, NamedTuple, TypeGuard
 from uuid import UUID
 
 from celery import states
 from kombu.utils.json import loads
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PlainSerializer
 from sqlalchemy import Connection, select
 
 from ackline.infra.names import is_job_queue
 from ackline.infra.properties import Properties
-from ackline.infra.table import text
+from ackline.infra.table import TOO_DEEP, text
 from ackline.infra.tables import job_results, outbox
 from ackline.producer import status as messages
 from ackline.producer.status import Delivery
 from ackline.producer.status import State as Message
 
+#: Results are shown to this depth; pydantic writes no more than 255.
+_DEPTH = 100
 #: Names in one `IN (...)`.
 _CHUNK = 500
 
@@ -89,6 +91,20 @@ _STORED = {
 _DELIVERED = {Message.BEING_HANDLED: State.RUNNING, Message.HANDLED: State.SUCCEEDED}
 
 
+def _shown(value: Any, depth: int = _DEPTH) -> Any:
+    """*value* with escapes for what is no UTF-8, as in the name of a file, and without what is nested too deep."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_shown(key): _shown(each, depth - 1) for key, each in value.items()} if depth else TOO_DEEP
+    if isinstance(value, list | tuple):
+        return [_shown(each, depth - 1) for each in value] if depth else TOO_DEEP
+    return value
+
+
+_Text = Annotated[str | None, PlainSerializer(_shown, return_type=str | None, when_used="json")]
+
+
 class JobStatus(BaseModel):
     """What is known of a job. Times are in UTC; what is not known is null.
 
@@ -110,9 +126,9 @@ class JobStatus(BaseModel):
     started_at: datetime | None = None
     finished_at: datetime | None = None
     progress: float | None = None
-    progress_text: str | None = None
-    result: Any = None
-    error: str | None = None
+    progress_text: _Text = None
+    result: Annotated[Any, PlainSerializer(_shown, when_used="json")] = None
+    error: _Text = None
     status_url: str | None = None
 
 

@@ -9,7 +9,8 @@ is lost. Here a lost connection makes the deliveries void, and no more: jobs go 
 
 - what RabbitMQ delivers again of a job that still runs here *becomes* its delivery, which its end then settles;
 - what ended while there was no delivery to settle keeps its settlement for that which comes. Of a job that is claimed
-  it is carried out at once, for what comes may come to another worker (`claims`).
+  it is carried out at once, for what comes may come to another worker (`claims`). So it is of one that took about as
+  long as the broker has patience.
 
 So a job that outlives a connection, or the broker's `consumer_timeout`, runs once. On 4.3 that timeout is longer for
 jobs: it is an argument of the subscription.
@@ -51,6 +52,9 @@ _REPORT_SECONDS, _ANSWER_SECONDS = 0.01, 0.005
 _WEIGHT = 0.1
 #: Settlements that are kept for deliveries that were lost.
 _KEPT = 10_000
+#: The part of the `consumer_timeout` after which a delivery may be somebody else's. RabbitMQ 4.3 ignores the ack of one
+#: that it has taken back, and has told us of that a quarter of a minute later.
+_DOUBTFUL = 0.9
 
 
 class Taking:
@@ -77,6 +81,7 @@ class Taking:
         self._publisher = Publisher(url, name="jobs publishes")
         self._reports = Reports(self._send, self._later)
         self._claims = claims
+        self._doubtful = consumer_timeout * _DOUBTFUL
         self._declare = declare
         self._ready = ready
         self._consuming: set[str] = set()
@@ -85,7 +90,7 @@ class Taking:
         os.set_blocking(self._readable, False)
         os.set_blocking(self._writable, False)
         self._connection: Connection | None = None
-        #: What ended when its delivery had been lost, by queue and id of the job.
+        #: What ended when its delivery had been lost, by queue and try.
         self._kept: OrderedDict[tuple[str, str], Settlement] = OrderedDict()
         #: Seconds that a job takes, of late; None before the first.
         self.seconds: float | None = None
@@ -166,11 +171,14 @@ class Taking:
         if message.began is not None:
             took, known = time.monotonic() - message.began, self.seconds
             self.seconds = took if known is None else known + (took - known) * _WEIGHT
-        if self._claims is not None and self._claims.holds(message):
-            delivery = self._settle_claimed(self._claims, message)
-        elif not delivery.is_current:
+        claims = self._claims if self._claims is not None and self._claims.holds(message) else None
+        if not delivery.is_current and claims is None:
             self._keep(message, settlement)
             return
+        if not delivery.is_current or time.monotonic() - delivery.arrived > self._doubtful:
+            delivery = self._doubtful_one(message, claims)
+        elif claims is not None:
+            claims.end(message, known=False)
         if settlement is HANDLED:
             delivery.source.finish(delivery)
         elif settlement.report is not None and not settlement.outgoing:
@@ -178,27 +186,26 @@ class Taking:
         else:
             Settling(delivery, settlement, send=self._send, report=self._report, later=self._later).begin()
 
-    def _settle_claimed(self, claims: Claims, message: JobMessage) -> Delivery:
-        """The delivery to settle of a job that is claimed, and so is not to be run elsewhere, though it be lost."""
+    def _doubtful_one(self, message: JobMessage, claims: Claims | None) -> Delivery:
+        """The delivery of a job that is settled now, though RabbitMQ may deliver it again. claims: that have it."""
         delivery = message.delivery
-        if delivery.is_current:
-            claims.end(message, known=False)
-            return delivery
 
         def end() -> None:
-            claims.end(message, known=not message.goes_on)
+            if claims is not None:
+                claims.end(message, known=not message.goes_on)
             self._keep(message, HANDLED)
 
-        return Delivery(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, source=_Lost(end))
+        source = _Doubtful(delivery, end)
+        return Delivery(delivery.exchange, delivery.routing_key, delivery.properties, delivery.body, source=source)
 
     def _keep(self, message: JobMessage, settlement: Settlement) -> None:
-        self._kept[message.queue, message.task_id] = settlement
+        self._kept[message.queue, message.try_] = settlement
         while len(self._kept) > _KEPT:
             self._kept.popitem(last=False)
 
     def kept(self, message: JobMessage) -> Settlement | None:
-        """How the job ended here of which this is a further delivery; None when it did not, or that is settled."""
-        return self._kept.pop((message.queue, message.task_id), None) if message.came_before else None
+        """How the try ended here of which this is a further delivery; None when it did not, or that is settled."""
+        return self._kept.pop((message.queue, message.try_), None)
 
     def hold(self, prefetch: int) -> None:
         """Have that many unacked deliveries of each queue at most."""
@@ -252,18 +259,21 @@ class Taking:
         self._later(_REPORT_SECONDS, self._reports.flush)
 
 
-class _Lost:
-    """Where a delivery came from that is void, of a job whose end is carried out all the same."""
+class _Doubtful:
+    """Where a delivery came from that may be void, of a job whose end is carried out all the same."""
 
     #: It is never another one: nobody waits for an answer.
     generation = 0
 
-    def __init__(self, end: Callable[[], None]) -> None:
+    def __init__(self, delivery: Delivery, end: Callable[[], None]) -> None:
+        self._delivery = delivery
         self._end = end
 
     def finish(self, delivery: Delivery) -> None:
         """What follows from it is confirmed."""
         self._end()
+        self._delivery.source.finish(self._delivery)
 
     def reject(self, delivery: Delivery) -> None:
         """What follows from it can never be sent: it is the broker's."""
+        self._delivery.source.reject(self._delivery)

@@ -14,7 +14,7 @@ from typing import Any
 
 from celery import signals
 from celery.apps.worker import Worker
-from celery.exceptions import SecurityWarning
+from celery.exceptions import SecurityWarning, TaskRevokedError
 from celery.platforms import EX_OK
 from celery.worker import state
 
@@ -88,6 +88,17 @@ class JobWorker(Worker):  # type: ignore[misc]
         """Log as every role does, in the processes of the pool too."""
         signals.setup_logging.connect(_log, weak=False)
         super().on_init_blueprint()
+
+    def _process_task(self, req: Any) -> None:
+        # Celery lets through what else it raises: to the event loop, which ends with it, from the end of another job.
+        try:
+            req.execute_using_pool(self.pool)
+        except TaskRevokedError:
+            self._quick_release()
+        except Exception as error:
+            log.exception("the job %s cannot be begun", req.id)
+            req.cannot_begin(error)
+            self._quick_release()
 
     def install_platform_tweaks(self, worker: Any) -> None:
         """SIGTERM, Ctrl-C: stop. A second one ends at once."""

@@ -55,13 +55,6 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600 if LONG else 1800)]
 class Worker(RoleProcess):
     """A worker with processes of its own, under fire."""
 
-    def processes(self) -> list[int]:
-        """Those that run its jobs."""
-        asked = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
-        )
-        return [int(line) for line in asked.stdout.split()]
-
     def lose(self, part: str, number: int) -> None:
         """Kill that, and start it again where it does not do so itself. number: of the process."""
         processes = until(self.processes, what="its processes")

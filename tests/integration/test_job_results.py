@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 from celery import states
 from celery.app.task import Context
+from celery.backends.filesystem import FilesystemBackend
 from celery.exceptions import TimeoutError as NotInTime
 from kombu.exceptions import EncodeError
 from sqlalchemy import Engine, func, select
 
 from ackline.consumers.jobs import database as jobs_database
 from ackline.consumers.jobs import unique
+from ackline.consumers.jobs.chords import with_chords
 from ackline.consumers.jobs.results import find, forget, started
 from ackline.consumers.jobs.status import JobStatus, State
 from ackline.infra import database
@@ -84,6 +86,23 @@ def test_a_result_that_is_no_json_is_not_stored(app: Any) -> None:
     with pytest.raises(EncodeError):
         app.backend.mark_as_done("j-1", object(), request=request())
     assert app.AsyncResult("j-1").state == "PENDING"
+
+
+def test_a_retry_that_is_published_holds_though_it_cannot_be_written_down(app: Any, tmp_path: Path) -> None:
+    """Celery would have failed the job: it would be in review, and be tried again."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    backend = with_chords(FilesystemBackend)(app=app, url=f"file://{folder}")
+    folder.rmdir()
+    assert backend.mark_as_retry("j-1", ValueError("not yet"), request=request()) is None
+    with pytest.raises(FileNotFoundError):
+        backend.mark_as_done("j-1", 1, request=request())
+
+
+def test_an_error_of_any_text_is_stored(app: Any, engine: Engine) -> None:
+    app.backend.mark_as_failure("j-1", ValueError("caf\udce9"), "in caf\udce9\x00", request=request())
+    assert status(app, engine).error == "ValueError: caf\udce9"
+    assert app.AsyncResult("j-1").traceback == "in caf\\udce9\\x00"
 
 
 def test_that_a_job_runs_is_not_written_over_anything_that_happened_since(app: Any, engine: Engine) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from ackline.infra import database
 from ackline.infra.database import DatabaseUnavailable
@@ -16,11 +19,13 @@ from ackline.infra.names import DEAD, JOBS
 from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
 from ackline.infra.tables import inbox
+from ackline.infra.wire import now
 from tests.amqp import Client
 from tests.broker import Vhost
 from tests.connections import close, connections
 from tests.jobs import Sending
 from tests.patience import limit_deliveries
+from tests.rabbitmqctl import rabbitmqctl
 from tests.waiting import until
 
 
@@ -61,9 +66,30 @@ def test_a_job_may_take_longer_than_the_brokers_consumer_timeout(
         assert worker.stop() == 0
         assert client.ready(JOBS) == client.ready(DEAD) == 0
         assert len(sending.seen) == 3
+        if own_broker.description.startswith("RabbitMQ 3."):
+            return
+
+        def unacked() -> int:
+            listed = rabbitmqctl(own_broker, "list_queues", "--quiet", "name", "messages_unacknowledged")
+            return int(dict(line.split() for line in listed.splitlines())[JOBS])
+
+        # A job that takes longer than its worker told RabbitMQ 4.3, which then goes on with the channel.
+        (tmp_path / "gate").unlink()
+        with sending.worker(concurrency=1, ACKLINE_JOB_CONSUMER_TIMEOUT="2s") as impatient:
+            sending.send("wait", "longer")
+            until(lambda: "wait longer" in sending.seen)
+            until(lambda: "timed out" in impatient.log.read_text(), what="it to time out")
+            until(lambda: unacked() == 1, what="it to be delivered again")
+            until(lambda: unacked() == 0, what="it to time out again, of which RabbitMQ tells us later")
+            (tmp_path / "gate").touch()
+            sending.send("add", 2, 2)
+            until(lambda: "add 2 2" in sending.seen)
+            assert impatient.stop() == 0
+        assert sending.seen[3:] == ["wait longer", "done longer", "add 2 2"]
+        assert client.ready(JOBS) == client.ready(DEAD) == 0
 
 
-def test_a_long_job_that_is_delivered_to_another_worker_is_not_run_by_it(
+def test_a_long_job_that_is_delivered_to_another_worker_is_run_by_it_only_when_the_first_is_dead(
     ackline_settings: Settings, vhost: Vhost, client: Client, tmp_path: Path
 ) -> None:
     user = f"jobs-{uuid.uuid4().hex[:8]}"
@@ -74,9 +100,15 @@ def test_a_long_job_that_is_delivered_to_another_worker_is_not_run_by_it(
     def claims() -> int:
         try:
             with database.reading(engine) as connection:
-                return connection.scalar(select(func.count()).select_from(inbox)) or 0
+                return connection.scalar(select(func.count()).where(inbox.c.claimed_until.is_not(None))) or 0
         except DatabaseUnavailable:  # there are no tables before the first claim
             return 0
+
+    def expire() -> None:
+        """As they do by themselves, half a minute after their worker was killed."""
+        with database.writing(engine) as connection:
+            held = update(inbox).where(inbox.c.claimed_until.is_not(None))
+            connection.execute(held.values(claimed_until=now() - timedelta(seconds=1)))
 
     with vhost.api() as api, _sending(ackline_settings, tmp_path / "notes") as sending:
 
@@ -87,23 +119,31 @@ def test_a_long_job_that_is_delivered_to_another_worker_is_not_run_by_it(
         everything = {"configure": ".*", "write": ".*", "read": ".*"}
         api.put(f"/api/permissions/{vhost.path}/{user}", json=everything).raise_for_status()
         try:
-            with sending.worker(concurrency=1, ACKLINE_AMQP_URL=url):
+            with sending.worker(concurrency=2, ACKLINE_AMQP_URL=url) as first:
                 sending.send("wait", "long")
-                until(lambda: sending.seen == ["wait long"])
-                until(lambda: claims() == 1, what="the job to be claimed")
+                sending.send("wait", "lost")
+                until(lambda: len(sending.seen) == 2)
+                until(lambda: claims() == 2, what="the jobs to be claimed")
                 theirs = until(lambda: connections(vhost, "jobs consumes"), what="the connection to be listed")
                 password("second")  # so that it does not get the delivery again
                 with sending.worker(concurrency=2) as other:
                     close(vhost, theirs)
-                    until(lambda: client.ready("ackline.retry.15s") == 1, what="the other worker to park the job")
-                    (tmp_path / "gate").touch()
-                    sending.wait_for("wait long", "done long")
+                    until(lambda: client.ready("ackline.retry.15s") == 2, what="the other worker to park the jobs")
+                    (tmp_path / "gate long").touch()
+                    until(lambda: claims() == 1, what="it to be known that one has ended")
+                    processes = first.processes()
+                    first.kill()  # before them, for it would say that they died
+                    for process in processes:
+                        os.kill(process, signal.SIGKILL)
+                    expire()
+                    (tmp_path / "gate lost").touch()
+                    sending.wait_for("wait long", "wait lost", "done long", "wait lost", "done lost")
                     sending.send("add", 1, 1)
                     until(lambda: "add 1 1" in sending.seen)
-                    until(lambda: client.ready("ackline.retry.15s") == 0, what="the job to come back")
+                    until(lambda: client.ready("ackline.retry.15s") == 0, what="the jobs to have come back")
                     assert other.stop() == 0
         finally:
             api.delete(f"/api/users/{user}")
             engine.dispose()
         assert client.ready(JOBS) == client.ready(DEAD) == 0
-        assert len(sending.seen) == 3
+        assert len(sending.seen) == 6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +11,7 @@ from celery import states
 
 from ackline.consumers.jobs.results import InReview, meta
 from ackline.consumers.jobs.status import CELERY, JobStatus, State, Stored, combined, from_meta, made_at, said, waiting
+from ackline.infra.table import TOO_DEEP
 from ackline.infra.wire import uuid7
 from ackline.producer.status import Delivery
 from ackline.producer.status import State as Message
@@ -119,6 +121,20 @@ def test_a_result_of_any_kind_can_be_shown_as_json() -> None:
     odd = {"at": AT, "raw": b"\xff", "much": float("inf")}
     shown = combined("j-1", None, known(states.SUCCESS, odd), None)
     assert '"result":{"at":"2026-01-01T00:00:00Z","raw":"_w==","much":null}' in shown.model_dump_json()
+
+
+def test_what_no_json_holds_is_shown_all_the_same() -> None:
+    def shown(result: Any) -> Any:
+        status = JobStatus(id="j", name="n", state=State.SUCCEEDED, is_final=True, result=result, error="\ud800")
+        told = json.loads(status.model_dump_json())
+        assert told["error"] == "\\ud800"
+        return told["result"]
+
+    assert shown({"caf\udce9": ["\ud800", float("nan")]}) == {"caf\\udce9": ["\\ud800", None]}
+    deep: Any = "x"
+    for _ in range(900):
+        deep = [deep]
+    assert TOO_DEEP in str(shown(deep))
 
 
 def test_what_another_backend_tells_is_the_same() -> None:

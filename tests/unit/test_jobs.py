@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import json
+import pickle
+import sys
+import threading
 from typing import Any
 
 import pytest
 from billiard.exceptions import SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
+from celery import exceptions as celery_exceptions
 from celery.exceptions import Reject as CeleryReject
+from celery.worker import state
 from celery.worker.consumer.events import Events
 from kombu.exceptions import EncodeError
 
 from ackline.consumers import Reject, RetryLater, RetryPolicy, fixed
-from ackline.consumers.decision import InvalidBody
+from ackline.consumers.decision import InvalidBody, Park
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import HANDLED
 from ackline.consumers.jobs import ending, job
 from ackline.consumers.jobs.app import app, route
 from ackline.consumers.jobs.consumer import Deliveries
-from ackline.consumers.jobs.job import policy_of
+from ackline.consumers.jobs.job import PARKED, policy_of
 from ackline.consumers.jobs.message import DELIVERIES, JobMessage
 from ackline.consumers.jobs.queues import names
+from ackline.consumers.jobs.request import active
 from ackline.infra import up, wire
 from ackline.infra.names import DEAD, JOBS, MESSAGES, RETURN, tier_within
 from ackline.infra.properties import Properties
@@ -29,10 +35,12 @@ from ackline.infra.settings import Settings
 BODY = b"[[1], {}, {}]"
 
 
-def _message(headers: dict[str, Any] | None = None, exchange: str = MESSAGES, redelivered: bool = False) -> JobMessage:
+def _message(
+    headers: dict[str, Any] | None = None, exchange: str = MESSAGES, redelivered: bool = False, body: bytes = BODY
+) -> JobMessage:
     told = {"task": "add", "id": "id-1", "retries": 7} | (headers or {})
     properties = Properties(message_id="id-1", content_type="application/json", headers=told)
-    delivery = Delivery(exchange, JOBS, properties, BODY, redelivered)
+    delivery = Delivery(exchange, JOBS, properties, body, redelivered)
     return JobMessage(delivery, JOBS, "host:1", lambda message, settlement: None)
 
 
@@ -97,11 +105,57 @@ def test_a_job_that_ends_its_worker_over_and_over_goes_to_review() -> None:
     waits = ending.awaiting_another(_message({"x-delivery-count": 2, DELIVERIES: 4}, RETURN, redelivered=True))
     (outgoing,) = waits.outgoing
     assert outgoing.exchange == "ackline.retry.15s"
-    assert outgoing.properties.headers.number(DELIVERIES) == 7
+    assert outgoing.properties.headers.number(DELIVERIES) == 6
+    (asked,) = ending.awaiting_another(_message({DELIVERIES: 6}, RETURN)).outgoing
+    assert asked.properties.headers.number(DELIVERIES) == 6, "it may ask for as long as another worker runs it"
     ends = ending.awaiting_another(_message({"x-delivery-count": 2, DELIVERIES: 20}, RETURN, redelivered=True))
     (outgoing,) = ends.outgoing
     assert outgoing.exchange == DEAD
-    assert outgoing.properties.headers.text(wire.REASON) == "its worker died or lost it 23 times"
+    assert outgoing.properties.headers.text(wire.REASON) == "its worker died or lost it 22 times"
+
+
+def test_a_job_that_comes_back_as_if_it_had_not_been_tried_says_so_to_the_other_process() -> None:
+    said = celery_exceptions.Retry(PARKED, exc=Park("1s"), when=1.0, sig=object())
+    assert pickle.loads(pickle.dumps(said)).message == PARKED
+
+
+def test_a_try_is_not_taken_for_another_of_the_same_id() -> None:
+    mine = _message({"submitted_at": "a"})
+    assert mine.try_ == _message({"submitted_at": "a", "x-delivery-count": 1}, redelivered=True).try_
+    parked = _message({"submitted_at": "a", DELIVERIES: 2}, RETURN)
+    assert mine.try_ == parked.try_
+    others = [
+        _message({"submitted_at": "b"}),
+        _message({"submitted_at": "a", wire.ATTEMPT: 2}, RETURN),
+        _message({"submitted_at": "a", wire.REDRIVE: "r-1"}, RETURN),
+        _message({"submitted_at": "a"}, body=b"[[2], {}, {}]"),
+    ]
+    assert len({mine.try_, *(other.try_ for other in others)}) == 5
+
+
+def test_what_runs_is_listed_while_another_thread_begins_more() -> None:
+    class Running:
+        acknowledged = False
+
+    over = threading.Event()
+
+    def run() -> None:
+        while not over.is_set():
+            running = {Running() for _ in range(20)}
+            state.active_requests.update(running)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    other = threading.Thread(target=run)
+    other.start()
+    try:
+        for _ in range(3000):
+            active()
+    finally:
+        over.set()
+        other.join()
+        sys.setswitchinterval(interval)
+        state.active_requests.clear()
 
 
 @pytest.mark.parametrize("name", ["task", "id"])

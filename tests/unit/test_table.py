@@ -151,6 +151,8 @@ def test_python_values_are_encoded_so_that_pika_reads_the_same() -> None:
     assert Table.parse(table.raw) == table
     assert table.decoded() == values
     assert Table.of({"float": 0.1}).get("float") == 0.1  # which pika would read as 0
+    others = {"when": datetime(2026, 11, 21, 8, tzinfo=UTC), "price": Decimal("-9.50"), "many": Decimal("1E+3")}
+    assert Table.of(others).decoded() == others
 
 
 def test_a_value_that_amqp_cannot_hold_is_refused() -> None:
