@@ -413,7 +413,7 @@ def test_a_tracked_job_is_reported_at_each_step(sending: Sending, client: Client
 # --- remote control ---------------------------------------------------------------------------------------------------
 
 
-# In a process that is forked anew, kombu shuts down the connection on which its parent replies; the parent replies again.
+# In a process that is forked, kombu shuts down the connection on which its parent replies; the parent replies again.
 @pytest.mark.filterwarnings("ignore:Received multiple replies from node name")
 def test_celerys_remote_control_works_where_every_deprecated_feature_is_denied(
     sending: Sending, vhost: Vhost, client: Client, tmp_path: Path
