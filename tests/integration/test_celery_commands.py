@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from ackline.infra.settings import Settings
 from tests.amqp import Client
 from tests.jobs import dead
 from tests.roles import ROOT, environment
-from tests.waiting import until
+from tests.waiting import DEADLINE, until
 
 APP = "tests.celery_apps.adopted"
 VIDEO = job_queue("video")
@@ -53,7 +53,7 @@ class Shop:
 
     @contextmanager
     def worker(self, *arguments: str) -> Iterator[None]:
-        """Celery's own worker; killed at the end with the processes of its pool."""
+        """Celery's own worker; stopped at the end, so that what it has published is acked."""
         command = [sys.executable, "-m", "celery", "-A", APP, "worker", "--concurrency", "1", *arguments]
         with self._log.open("wb") as log:
             process = subprocess.Popen(
@@ -61,11 +61,14 @@ class Shop:
             )
         try:
             yield
+            process.terminate()
+            process.wait(DEADLINE)
         except BaseException as error:
             error.add_note(self._log.read_text())
             raise
         finally:
-            os.killpg(process.pid, 9)
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, 9)
             process.wait()
 
 
