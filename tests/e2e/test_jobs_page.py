@@ -48,6 +48,7 @@ def test_every_command_of_the_page_of_jobs_prints_what_the_page_says(
     (folder := tmp_path / "studio").mkdir()
     (snippet,) = write_files(JOBS, folder)
     assert snippet in inspect.getsource(daily_mail)
+    (folder / "a.mp4").write_text("video")  # a schedule of the page may want it before the page writes it
     (app,) = re.findall(r"^export ACKLINE_APP=(\S+)$", JOBS.read_text(), re.M)
     settings = ackline_settings.model_copy(update={"app": tuple(app.split(","))})
     with (

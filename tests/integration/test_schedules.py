@@ -22,7 +22,7 @@ from ackline.consumers.jobs.queues import jobs_of
 from ackline.consumers.schedules import rows
 from ackline.consumers.schedules.beat import Beat
 from ackline.consumers.schedules.leadership import Leadership
-from ackline.consumers.schedules.schedule import Origin, Schedule, parse
+from ackline.consumers.schedules.schedule import Origin, Schedule, _schedules, parse
 from ackline.consumers.schedules.targets import id_of
 from ackline.infra import database, tables
 from ackline.infra.cli import cli
@@ -429,6 +429,8 @@ def schedules(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Commands:
     told = {"ACKLINE_DATA_DIR": str(tmp_path), "ACKLINE_SCHEDULES": json.dumps([OF_FILE]), **TOLD}
     for name, value in told.items():
         monkeypatch.setenv(name, value)
+    for name in tuple(_schedules):  # other tests' are not this application's
+        monkeypatch.delitem(_schedules, name)
     return Commands()
 
 
@@ -530,7 +532,6 @@ def test_a_beat_and_a_relay_publish_what_is_due(ackline_settings: Settings, clie
 
 def test_the_daily_mail_is_sent_at_eight_in_shanghai(ackline_settings: Settings, smtp_sink: MailSink) -> None:
     from ackline.consumers.handlers.daily_mail import daily_mail
-    from ackline.consumers.schedules.schedule import _schedules
 
     assert _schedules["daily-mail"].job == daily_mail.name
     apps = ("ackline.consumers.handlers.daily_mail", "ackline.consumers.handlers.email")
