@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -243,17 +244,19 @@ def _as_it_may() -> Iterator[None]:
 
 
 def _let_finish(settings: Settings, worker: Worker, queues: list[str], deadline: float) -> None:
-    """Have *worker* finish what is in *queues*, held by it or not, and stop it."""
+    """Have *worker* finish what is in *queues*, held by it or not, and stop it. deadline: seconds for all of it."""
+    end = time.monotonic() + deadline
 
     def left() -> int:
         with Client(settings.broker) as client:
             return sum(map(client.ready, queues))
 
     while True:
-        until(lambda: left() == 0, deadline=deadline, what=f"{queues} to be empty")
+        until(lambda: left() == 0, deadline=max(end - time.monotonic(), 0.0), what=f"{queues} to be empty")
         worker.stop()
-        if left() == 0:
+        if (returned := left()) == 0:
             return
+        assert time.monotonic() < end, f"stopping returned {returned}, again and again"
         worker.start()
 
 
