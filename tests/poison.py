@@ -94,6 +94,7 @@ def taste_batch(doses: list[BatchDose]) -> None:
 def _do(dose: Dose) -> None:
     if dose.deed == "good":
         return
+    _write("process", os.getpid())
     _write("begun", dose.number)
     match dose.deed:
         case "kill":
@@ -112,13 +113,11 @@ def _do(dose: Dose) -> None:
             raise RuntimeError("told to fail")
         case "hangs":
             ctypes.CDLL(None).sleep(600)
-        case "tells":
-            _write("process", os.getpid())
         case "forks":
             pid = os.fork()
             if not pid:
                 time.sleep(600)
-            _write("process", pid)
+            _write("child", pid)
             os._exit(3)
         case "slow":
             while not (_folder() / "open").exists():

@@ -7,9 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
-from urllib.parse import quote
 
-import httpx
 import pytest
 from sqlalchemy import Engine, func, select
 
@@ -22,6 +20,7 @@ from ackline.producer import Publisher, Receipt
 from tests import inboxed
 from tests.amqp import Client
 from tests.broker import Vhost
+from tests.connections import close, connections
 from tests.inboxed import BARE, CLAIM, INBOX, Paid, ReceiptIssued, payments
 from tests.roles import RoleProcess, role
 from tests.waiting import until
@@ -118,25 +117,12 @@ def test_a_worker_that_dies_between_the_commit_and_what_follows_from_it_publishe
 def _strike(number: int, worker: RoleProcess, vhost: Vhost) -> str:
     """Kill the worker, or close its connections; returns what was done."""
     if number % 2:
-        with vhost.api() as api:
-            # The broker lists a connection some seconds after it was opened.
-            names = until(lambda: _connections(api, vhost), what="the worker's connections to be listed")
-            for name in names:
-                api.delete(f"/api/connections/{quote(name, safe='')}")
+        # The broker lists a connection some seconds after it was opened.
+        close(vhost, until(lambda: connections(vhost, "worker"), what="the worker's connections to be listed"))
         return "times connections closed"
     worker.kill()
     worker.start()
     return "kills"
-
-
-def _connections(api: httpx.Client, vhost: Vhost) -> list[str]:
-    """The broker's names of the worker's connections."""
-    listed = api.get(f"/api/vhosts/{vhost.path}/connections").raise_for_status().json()
-    return [
-        connection["name"]
-        for connection in listed
-        if str(connection.get("client_properties", {}).get("connection_name")).startswith("worker")
-    ]
 
 
 def _least(engine: Engine) -> int:

@@ -6,13 +6,12 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-import httpx
 import pytest
 
 from ackline.consumers.calling import way_of
@@ -28,6 +27,7 @@ from ackline.infra.settings import Settings
 from tests import poison
 from tests.amqp import Client
 from tests.broker import Vhost
+from tests.connections import close, connections
 from tests.documented import write_files
 from tests.poison import begun
 from tests.roles import ROOT, RoleProcess, role
@@ -155,7 +155,7 @@ def test_the_end_of_an_idle_process_convicts_nobody(isolation: Isolation, tmp_pa
 
 def test_the_end_of_a_process_whose_children_live_on_is_noticed(isolation: Isolation, tmp_path: Path) -> None:
     reason, _ = dead(isolation.handle(way(), delivery("forks")))
-    for pid in begun(tmp_path, "process"):
+    for pid in begun(tmp_path, "child"):
         os.kill(pid, signal.SIGKILL)
     assert reason == "crashed the worker: exit code 3"
 
@@ -261,20 +261,14 @@ def test_a_restart_makes_no_suspects(start: Start, client: Client, tmp_path: Pat
     assert SAID not in worker.log.read_text()
 
 
-def _holders(api: httpx.Client, vhost: Vhost) -> list[str]:
-    """The connections that hold messages unacked."""
-    channels = api.get(f"/api/vhosts/{vhost.path}/channels").json()
-    return [one["connection_details"]["name"] for one in channels if one.get("messages_unacknowledged")]
-
-
 def test_a_lost_connection_makes_no_suspects(start: Start, client: Client, vhost: Vhost, tmp_path: Path) -> None:
     worker = start("--processes", "2")
     publish(client, "slow")
     until(lambda: begun(tmp_path, "begun") == [1], what="the handler to begin")
-    with vhost.api() as api:
-        # That one alone: were the other process's closed too, the message might have been delivered there meanwhile.
-        (holder,) = until(lambda: _holders(api, vhost), what="the connection that holds the message")
-        api.delete(f"/api/connections/{quote(holder, safe='')}")
+    [process] = begun(tmp_path, "process")
+    # That one alone: were the other process's closed too, the message might have been delivered there meanwhile.
+    name = f"worker consumes {socket.gethostname()}:{process}"
+    close(vhost, until(lambda: connections(vhost, name), what="the connection that holds the message to be listed"))
     until(lambda: begun(tmp_path, "begun") == [1, 1], what="the message to be delivered again")
     (tmp_path / "open").touch()
     until(lambda: begun(tmp_path, "handled") == [1, 1], what="both tries to end")

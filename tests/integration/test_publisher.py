@@ -50,6 +50,7 @@ from ackline.producer import (
 )
 from tests import broker as test_broker
 from tests.broker import Vhost
+from tests.connections import close, connections
 from tests.waiting import until
 
 NUMBERS = ConsumerQueue("numbers", ("test.number",))
@@ -356,9 +357,8 @@ def test_in_asyncio_a_connection_that_is_closed_by_an_operator_in_flight_loses_n
                     await publisher.apublish(Number(number=next(unsent)), timeout=60)
 
             publishing = asyncio.gather(*(publish_until_lost() for _ in range(50)))
-            with vhost.api() as api:
-                [name] = await asyncio.to_thread(until, lambda: _connections(api, vhost), what="the connection")
-                await asyncio.to_thread(api.delete, f"/api/connections/{quote(name, safe='')}")
+            names = await asyncio.to_thread(until, lambda: connections(vhost), what="the connection to be listed")
+            await asyncio.to_thread(close, vhost, names)
             await asyncio.wait_for(publishing, 90)
         return next(unsent)
 
@@ -695,19 +695,14 @@ def test_a_connection_that_is_closed_by_an_operator_in_flight_loses_nothing(
         futures.extend(publisher.submit(Number(number=number), timeout=NEVER) for number in range(10_000))
 
     publishing = threading.Thread(target=publish)
-    with vhost.api() as api:
-        [name] = until(lambda: _connections(api, vhost), what="the connection in the management API")
-        publishing.start()
-        until(lambda: len(futures) > 2_000, what="messages in flight")
-        api.delete(f"/api/connections/{quote(name, safe='')}").raise_for_status()
-        publishing.join()
+    names = until(lambda: connections(vhost), what="the connection to be listed")
+    publishing.start()
+    until(lambda: len(futures) > 2_000, what="messages in flight")
+    close(vhost, names)
+    publishing.join()
     assert {outcome(future) for future in futures} == {"confirmed"}
     assert publisher._pipeline.link.losses == 1
     assert without_repeats(numbers(url)) == list(range(10_000))
-
-
-def _connections(api: Any, vhost: Vhost) -> list[str]:
-    return [found["name"] for found in api.get(f"/api/vhosts/{vhost.path}/connections").json()]
 
 
 def test_a_broker_that_stops_in_the_middle_loses_nothing_that_was_confirmed(own_broker: Broker) -> None:

@@ -29,6 +29,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.infra.wire import Trail
 from ackline.producer import Publisher
 from tests.broker import Vhost
+from tests.connections import close, connections
 from tests.hand_framed import HEADERS, TIMESTAMP, HandFramedClient, deep_table, long
 from tests.letters import BODY, worker_headers, worker_properties
 from tests.review import Review
@@ -330,11 +331,11 @@ def _accept_connections(url: str, yes: bool) -> None:
 def test_a_lost_connection_loses_and_doubles_nothing(
     ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost
 ) -> None:
-    with reviewing(ackline_settings), vhost.api() as api:
+    with reviewing(ackline_settings):
         die(publisher, "m-1")
         rows(store, 1)
-        (name,) = until(lambda: _connections(vhost, "reviewer "), what="the reviewer's connection to be shown")
-        api.delete(f"/api/connections/{name}").raise_for_status()
+        names = until(lambda: connections(vhost, "reviewer "), what="the reviewer's connection to be listed")
+        close(vhost, names)
         die(publisher, *[f"m-{n}" for n in range(2, 200)])
         found = rows(store, 199)
     assert len(found) == 199
@@ -345,22 +346,16 @@ def test_a_connection_lost_while_the_database_is_away_loses_and_doubles_nothing(
     ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    with reviewing(ackline_settings), vhost.api() as api:
-        (name,) = until(lambda: _connections(vhost, "reviewer "), what="the reviewer's connection to be shown")
+    with reviewing(ackline_settings):
+        names = until(lambda: connections(vhost, "reviewer "), what="the reviewer's connection to be listed")
         with _locked(ackline_settings):
             die(publisher, *[f"m-{n}" for n in range(100)])
             until(lambda: "taking dead letters waits" in caplog.text, what="the reviewer to hold a batch")
-            api.delete(f"/api/connections/{name}").raise_for_status()
+            close(vhost, names)
             until(lambda: caplog.text.count("consuming ackline.dead") >= 2, what="the reviewer to consume again")
         rows(store, 100)
     assert {row.duplicates for row in store.page(limit=5000)} == {0}
     until(lambda: depth(vhost, DEAD) == 0, what="an empty queue")
-
-
-def _connections(vhost: Vhost, named: str) -> list[str]:
-    with vhost.api() as api:
-        shown = api.get(f"/api/vhosts/{vhost.path}/connections").json()
-    return [one["name"] for one in shown if one.get("user_provided_name", "").startswith(named)]
 
 
 @pytest.mark.parametrize("queue", [DEAD, UNROUTED])
