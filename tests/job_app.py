@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from celery import Task, shared_task
 from celery import exceptions as celery_exceptions
-from celery import shared_task
 
 from ackline.consumers import Reject, RetryLater, fixed
-from ackline.consumers.jobs import Job, job
+from ackline.consumers.jobs import Job, app, job
 
 
 def note(line: str) -> None:
@@ -103,6 +103,20 @@ def later(self: Job, delay: float) -> None:
 def retry_by_hand() -> None:
     note("retry-by-hand")
     raise celery_exceptions.Retry("not yet", when=1)
+
+
+class RetryByHandOfAClass(Task):  # type: ignore[misc]
+    """As tasks were before Celery 4, and still are in many apps."""
+
+    name = "retry-by-hand-of-a-class"
+    max_retries = 1
+
+    def run(self) -> None:
+        note(self.name)
+        raise celery_exceptions.Retry("not yet", when=1)
+
+
+app.register_task(RetryByHandOfAClass())
 
 
 @job(name="retry-itself", bind=True, max_retries=2)

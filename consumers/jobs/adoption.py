@@ -16,7 +16,7 @@ from kombu import Connection, Queue
 
 from ackline.consumers.celery_check.facts import on_rabbitmq
 from ackline.consumers.jobs.app import SETTINGS, JobAMQP
-from ackline.consumers.jobs.job import Job
+from ackline.consumers.jobs.job import make_job
 from ackline.consumers.jobs.queues import described
 from ackline.infra.errors import ConfigurationError
 
@@ -63,7 +63,7 @@ def adopt(app: Celery) -> Celery:
         """Before a worker starts, when all tasks are known, those too that have a base class of their own."""
         if instance.app is app:
             for task in app.tasks.values():
-                task.Request = Job.Request
+                make_job(task)
 
     app.conf.finalize()
     configure()

@@ -14,7 +14,7 @@ from celery.app.backends import by_url
 from kombu.utils.objects import cached_property
 
 from ackline.consumers.jobs.chords import with_chords
-from ackline.consumers.jobs.job import Job, keep_to_policy
+from ackline.consumers.jobs.job import Job, make_job
 from ackline.consumers.jobs.publishing import NOWHERE, Sender
 from ackline.consumers.jobs.queues import JobQueues
 from ackline.infra.names import JOBS
@@ -101,7 +101,13 @@ class Jobs(Celery):  # type: ignore[misc]
         if "queue" in more:  # Celery has done away with that attribute
             more["job_queue"] = more.pop("queue")
         task = super()._task_from_fun(fun, name=name, base=base, bind=bind, **more)
-        keep_to_policy(task)
+        make_job(task)
+        return task
+
+    def register_task(self, task: Any, **options: Any) -> Any:
+        """Celery's, for a task that is an instance of a class."""
+        task = super().register_task(task, **options)
+        make_job(task)
         return task
 
 

@@ -126,10 +126,11 @@ def failing_for(headers: Mapping[str, Any]) -> float:
         return 0.0
 
 
-def keep_to_policy(task: Any) -> None:
-    """Have what *task* raises retried as its policy says."""
+def make_job(task: Any) -> None:
+    """Have *task*, of whichever class, retried as its policy says, and settled by how it ends."""
     if hasattr(task, "_tried"):  # it was declared before
         return
+    task.Request = Job.Request
     task._tried = task.run
 
     @wraps(task.run)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
-from celery.exceptions import Reject
+from celery.exceptions import Reject, Retry
 
+from ackline.consumers import RetryLater
 from ackline.consumers.jobs import adopt
 
 app = Celery("shop", broker=os.environ["SHOP_BROKER"])
@@ -33,6 +34,28 @@ def audit(order: str) -> None:
 @app.task(name="shop.refuse")
 def refuse() -> None:
     raise Reject("closed", requeue=False)
+
+
+@app.task(name="shop.wait", max_retries=1)
+def wait(note: str) -> None:
+    with Path(note).open("a") as file:
+        file.write("wait\n")
+    raise Retry("not yet", when=0.1)
+
+
+class Pack(Task):  # type: ignore[misc]
+    """A task of the old style."""
+
+    name = "shop.pack"
+    max_retries = 1
+
+    def run(self, note: str) -> None:
+        with Path(note).open("a") as file:
+            file.write("pack\n")
+        raise RetryLater("100ms", "nobody is there")
+
+
+app.register_task(Pack())
 
 
 @app.task(name="shop.hang", time_limit=1)

@@ -115,6 +115,21 @@ def test_queues_keep_their_names_within_the_app_and_a_retry_waits_in_the_broker(
     assert client.take(DEAD) is None
 
 
+def test_a_task_that_asks_to_be_run_later_without_retry_is_and_is_bounded(
+    shop: Shop, client: Client, tmp_path: Path
+) -> None:
+    note = tmp_path / "note"
+    with shop.worker():
+        until(lambda: client.exists(JOBS) and client.consumers(JOBS), what="the worker to consume")
+        shop.send(f"shop.wait.delay({str(note)!r})\nshop.app.tasks['shop.pack'].delay({str(note)!r})")
+        reasons = {letter.headers["task"]: letter.headers[wire.REASON] for letter in (dead(client), dead(client))}
+    assert reasons == {
+        "shop.wait": "failed after 2 attempts: RetryLater: not yet",
+        "shop.pack": "failed after 2 attempts: RetryLater: nobody is there",
+    }
+    assert sorted(note.read_text().split()) == ["pack", "pack", "wait", "wait"]
+
+
 def test_what_an_adopted_app_sends_waits_in_a_quorum_queue_that_dead_letters(shop: Shop, client: Client) -> None:
     with shop.worker():
         until(lambda: client.exists(VIDEO) and client.consumers(VIDEO), what="the worker to declare its queues")

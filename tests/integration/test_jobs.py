@@ -106,6 +106,7 @@ def test_what_asks_to_be_tried_again_is_bounded(sending: Sending, client: Client
         "auto": ((), 2, "ValueError: by itself"),
         "later": ((0.2,), 2, "RetryLater: the other side is busy"),
         "retry-by-hand": ((), 2, "RetryLater: not yet"),
+        "retry-by-hand-of-a-class": ((), 2, "RetryLater: not yet"),
     }
     with sending.worker():
         for name, (args, _, _) in asking.items():
@@ -113,7 +114,7 @@ def test_what_asks_to_be_tried_again_is_bounded(sending: Sending, client: Client
         # As it comes back after having asked as often as the broker would deliver it, but for once.
         headers = {"task": "requeue", "id": "r-1", wire.ATTEMPT: DELIVERY_LIMIT}
         client.publish(RETURN, JOBS, b"[[], {}, {}]", headers=headers, message_id="r-1", **_JSON)
-        letters = {letter.headers["task"]: letter for letter in [dead(client) for _ in range(5)]}
+        letters = {letter.headers["task"]: letter for letter in [dead(client) for _ in range(6)]}
         _nothing_is_left(client)
     runs_of = Counter(line.split()[0] for line in sending.seen)
     for name, (_, runs, error) in asking.items():
