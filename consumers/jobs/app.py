@@ -17,6 +17,7 @@ from ackline.consumers.jobs.chords import with_chords
 from ackline.consumers.jobs.job import Job, make_job
 from ackline.consumers.jobs.publishing import NOWHERE, Sender
 from ackline.consumers.jobs.queues import JobQueues
+from ackline.infra import wire
 from ackline.infra.names import JOBS
 from ackline.infra.settings import Settings, settings
 
@@ -72,6 +73,18 @@ class JobAMQP(AMQP):  # type: ignore[misc]
     def send_task_message(self) -> Sender:
         """What `apply_async`, a retry, a chain and a chord publish with."""
         return Sender(self.app)
+
+    def as_task_v2(
+        self, task_id: str, name: str, args: Any = None, kwargs: Any = None, *more: Any, **options: Any
+    ) -> Any:
+        """Celery's, where describing the arguments takes no tenth of the time of a publish."""
+        for key, told, most in (
+            ("argsrepr", args or (), self.argsrepr_maxsize),
+            ("kwargsrepr", kwargs or {}, self.kwargsrepr_maxsize),
+        ):
+            if options.get(key) is None:
+                options[key] = wire.cut(repr(told), most)
+        return super().as_task_v2(task_id, name, args, kwargs, *more, **options)
 
 
 class Jobs(Celery):  # type: ignore[misc]

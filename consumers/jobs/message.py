@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import hashlib
+import lzma
+import zlib
 from collections.abc import Callable
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -24,6 +27,16 @@ _CONTENT_TYPE = "application/json"
 
 #: Header of a job that another worker ran when it was delivered, and that was parked: how often it was delivered.
 DELIVERIES = "ackline-deliveries"
+
+#: Bytes that come out of a compressed body at most: as many as RabbitMQ takes of any other. From 100 KB come as many
+#: gigabytes as one likes, which would end the worker at every delivery.
+MAX_UNPACKED = 128 << 20
+#: How a publisher may compress, by the names that Celery has for it.
+_UNPACKERS: dict[str, Callable[[], Any]] = {
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), zlib.decompressobj),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), bz2.BZ2Decompressor),
+    **dict.fromkeys(("application/x-lzma", "lzma", "xz"), lzma.LZMADecompressor),
+}
 
 #: The options in the body of a job. Celery would put others over the headers, ours among them.
 _OPTIONS = {"callbacks", "errbacks", "chain", "chord"}
@@ -67,8 +80,10 @@ class JobMessage(Message):  # type: ignore[misc]
         self.goes_on = False
         self.settle = settle
         self.trail = wire.trail(properties, delivery.exchange, delivery.routing_key, consumer=queue)
+        headers = _headers(delivery, self.trail)
+        body, self._fault = _unpacked(delivery.body, headers.pop("compression", None))
         super().__init__(
-            body=delivery.body,
+            body=body,
             content_type=text(properties.content_type or b""),
             content_encoding=text(properties.content_encoding or b"utf-8"),
             delivery_info={
@@ -77,7 +92,7 @@ class JobMessage(Message):  # type: ignore[misc]
                 "redelivered": delivery.redelivered,
             },
             properties={"correlation_id": text(properties.correlation_id or b""), "priority": properties.priority},
-            headers=_headers(delivery, self.trail),
+            headers=headers,
             accept={_CONTENT_TYPE},
         )
 
@@ -117,8 +132,8 @@ class JobMessage(Message):  # type: ignore[misc]
             raise InvalidBody(f"its header {fault['loc'][0]!r} is none of Celery's: {fault['msg']}") from None
         if self.content_type != _CONTENT_TYPE:
             raise InvalidBody(f"its body is {self.content_type or 'of no known type'}, and a job is {_CONTENT_TYPE}")
-        if self.errors:
-            raise InvalidBody(f"its body cannot be unpacked: {self.errors[0][1]}")
+        if self._fault is not None:
+            raise InvalidBody(f"its body cannot be unpacked: {self._fault}")
         try:
             args, kwargs, embed = self.payload
             whole = isinstance(args, list) and isinstance(kwargs, dict) and isinstance(embed, dict)
@@ -141,6 +156,25 @@ class JobMessage(Message):  # type: ignore[misc]
             return found
         except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise InvalidBody(f"its {name} {value!r} is no time: {error}") from None
+
+
+def _unpacked(body: bytes, compression: Any) -> tuple[bytes, str | None]:
+    """What is in *body*, and why that cannot be had; None when it can."""
+    if not compression:
+        return body, None
+    try:
+        unpacker = _UNPACKERS[compression]()
+    except (KeyError, TypeError):
+        return body, f"{compression!r} is none of {', '.join(_UNPACKERS)}"
+    try:
+        found: bytes = unpacker.decompress(body, MAX_UNPACKED + 1)
+    except (zlib.error, lzma.LZMAError, OSError, MemoryError) as error:
+        return body, f"it is no {compression}: {error}"
+    if len(found) > MAX_UNPACKED:
+        return body, f"there is more than {MAX_UNPACKED >> 20} MiB in it"
+    if not unpacker.eof:
+        return body, "it is cut off"
+    return found, None
 
 
 def _headers(delivery: Delivery, trail: wire.Trail) -> dict[str, Any]:

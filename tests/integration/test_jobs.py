@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from celery.exceptions import CeleryError
+from kombu.compression import compress
 from kombu.exceptions import EncodeError
 
 from ackline.infra import wire
@@ -159,6 +161,16 @@ def test_a_result_that_cannot_be_stored_goes_to_review(sending: Sending, client:
     assert sending.seen == ["unserialisable"]
 
 
+_GZIPPED = _TASK | {"compression": "application/x-gzip"}
+
+
+def _bomb() -> bytes:
+    """200 MiB, in a thousandth of that: a stream that repeats itself, which is quickly written."""
+    compressor = zlib.compressobj()
+    first, again = (compressor.compress(bytes(1 << 20)) + compressor.flush(zlib.Z_FULL_FLUSH) for _ in range(2))
+    return first + again * 199
+
+
 _DEEP = b"[[" + b"[" * 900 + b"]" * 900 + b", 2], {}, {}]"
 
 #: A body, properties beside those of a job, and why that is none.
@@ -183,7 +195,13 @@ NO_JOBS: list[tuple[bytes, dict[str, Any], str]] = [
     (_BODY, {"headers": _TASK | {"timelimit": 5}}, "its header 'timelimit' is none of Celery's"),
     (_BODY, {"headers": _TASK | {"stamped_headers": 5}}, "its header 'stamped_headers' is none of Celery's"),
     (_BODY, {"headers": _TASK | {"shadow": {"a": 1}}}, "its header 'shadow' is none of Celery's"),
-    (_BODY, {"headers": _TASK | {"compression": "unheard-of"}}, "its body cannot be unpacked"),
+    (_BODY, {"headers": _TASK | {"compression": "unheard-of"}}, "its body cannot be unpacked: 'unheard-of' is none"),
+    (_BODY, {"headers": _TASK | {"compression": ["gzip"]}}, "its body cannot be unpacked: ['gzip'] is none of"),
+    (_BODY, {"headers": _TASK | {"compression": "gzip"}}, "its body cannot be unpacked: it is no gzip"),
+    (_BODY, {"headers": _TASK | {"compression": "bzip2"}}, "its body cannot be unpacked: it is no bzip2"),
+    (_BODY, {"headers": _TASK | {"compression": "xz"}}, "its body cannot be unpacked: it is no xz"),
+    (zlib.compress(_BODY)[:-1], {"headers": _GZIPPED}, "its body cannot be unpacked: it is cut off"),
+    (_bomb(), {"headers": _GZIPPED}, "its body cannot be unpacked: there is more than 128 MiB in it"),
     (b"cos\nsystem\n", {"content_type": "application/x-python-serialize"}, "its body is application/x-py"),
 ]
 
@@ -202,6 +220,15 @@ def test_what_is_no_job_goes_to_review_with_a_reason_and_the_worker_goes_on(send
         sending.wait_for("add 1 1")
         _nothing_is_left(client)
         assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("compression", ["gzip", "bzip2", "lzma"])
+def test_a_job_that_another_client_compressed_is_run(sending: Sending, client: Client, compression: str) -> None:
+    body, said = compress(_BODY, compression)
+    with sending.worker(concurrency=1):
+        client.publish(MESSAGES, JOBS, body, headers=_TASK | {"compression": said}, **_JSON)
+        sending.wait_for("add 1 2")
+        _nothing_is_left(client)
 
 
 def test_a_header_that_kills_other_clients_harms_nobody(sending: Sending, client: Client) -> None:
