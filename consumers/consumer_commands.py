@@ -17,7 +17,7 @@ from ackline.consumers.control import LOOK_SECONDS, Change, Pause
 from ackline.infra import database
 from ackline.infra.errors import AcklineError
 from ackline.infra.management import Management, ManagementUnreachable
-from ackline.infra.names import MESSAGES, RESERVED_PREFIX, RETURN
+from ackline.infra.names import MESSAGES, RESERVED_PREFIX, RETURN, is_job_queue
 from ackline.infra.settings import Settings, settings
 from ackline.infra.terminal import console, line, moment, plain
 from ackline.producer.publisher import Publisher
@@ -46,7 +46,7 @@ class Listed:
 
 
 def listed(management: Management, paused: Mapping[str, Pause]) -> list[Listed]:
-    """The consumers of the vhost, by name: what `ackline.return` leads to, and what is paused.
+    """The consumers of the vhost, and the queues of jobs, by name: what `ackline.return` leads to, and what is paused.
 
     They need not be in the application that is configured here. Raises `ManagementUnreachable`.
     """
@@ -73,12 +73,12 @@ _COUNTS = ("messages_ready", "messages_unacknowledged", "consumers")
 
 def _consumers(bindings: Any) -> set[str]:
     names = {bound["destination"] for bound in bindings if bound["source"] == RETURN}
-    return {name for name in names if not name.startswith(RESERVED_PREFIX)}
+    return {name for name in names if not name.startswith(RESERVED_PREFIX) or is_job_queue(name)}
 
 
 @click.group()
 def consumers() -> None:
-    """See what consumers do, and pause and resume them in all workers."""
+    """See what consumers and jobs do, and pause and resume them in all workers."""
 
 
 @consumers.command("list")

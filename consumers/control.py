@@ -103,7 +103,7 @@ class Control:
 
     # --- from the worker's main thread -----------------------------------------------------------------
 
-    def start(self, timeout: float) -> None:
+    def start(self, timeout: float = 15.0) -> None:
         """Pause what is to be paused, and go on looking. Returns when that is known, or after *timeout* seconds.
 
         Where the database does not answer, the worker says so, and takes messages meanwhile.

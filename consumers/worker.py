@@ -63,8 +63,6 @@ _RETRY_FIRST, _RETRY_MOST = 0.5, 10.0
 _CONFIRM_SECONDS = 15.0
 #: Seconds between two looks at what has finished.
 TICK_SECONDS = 0.01
-#: Seconds to wait at the start for a database to say which consumers are paused.
-_PAUSES_SECONDS = 15.0
 #: Ticks between two looks at how long handlers take, and at what has waited for too long.
 _TICKS_TO_ADAPT, _TICKS_TO_GIVE_BACK = 10, 500
 
@@ -157,7 +155,7 @@ class Worker:
             while (event := self._events.get()) != "stop":
                 if event == "up" and self._apply_topology(fatal=first):
                     if first:
-                        self._control.start(_PAUSES_SECONDS)
+                        self._control.start()
                     first = False
                     self.link.call(self._subscribe)
                 elif isinstance(event, AcklineError) and first:

@@ -6,7 +6,8 @@ import logging
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Container
 from typing import Any
 
 from celery import bootsteps
@@ -19,6 +20,7 @@ from celery.worker.consumer.events import Events
 from celery.worker.consumer.heart import Heart
 from kombu.common import QoS, ignore_errors
 
+from ackline.consumers.control import reader
 from ackline.consumers.decision import InvalidBody
 from ackline.consumers.handling import HANDLED
 from ackline.consumers.jobs import ending
@@ -121,6 +123,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             prefetch=self._prefetch,
             consumer_timeout=configured.job_consumer_timeout,
             claims=self.claims,
+            read_pauses=reader(configured),
             declare=lambda: declare(url, topology(self.app)),
             ready=lambda: self._consuming(queues),
         )
@@ -147,6 +150,8 @@ class JobConsumer(Consumer):  # type: ignore[misc]
             except Exception as error:
                 log.exception("a job cannot be received")
                 message.settle(message, ending.dead(message, error, f"it cannot be received: {error!r}"))
+        if self.taking.paused:
+            self._give_back(self.taking.paused)
 
     def _receive(self, message: JobMessage) -> None:
         message.check()
@@ -213,15 +218,15 @@ class JobConsumer(Consumer):  # type: ignore[misc]
 
     # --- the end, and what is not the end --------------------------------------------------------------
 
-    def withdraw(self) -> list[Any]:
-        """Take back the requests that wait: for a process, and for their turn under a `rate_limit`."""
+    def _give_back(self, queues: Container[str]) -> None:
+        """Return to these queues what waits: for a process, and for its turn under a `rate_limit`."""
         waiting = self.controller.semaphore._waiting
-        requests = [args[0] for _, args, _ in waiting]
-        waiting.clear()
+        withdrawn = _taken_out(waiting, queues, lambda entry: entry[1][0])
         for bucket in filter(None, self.task_buckets.values()):
-            requests += [request for request, _ in bucket.contents]
-            bucket.clear_pending()
-        return requests
+            withdrawn += _taken_out(bucket.contents, queues, lambda entry: entry[0])
+        for request in withdrawn:
+            request.give_back()
+            state.task_ready(request)
 
     def close(self) -> None:
         """Take nothing more, and give back what has not begun; what runs has the grace to end.
@@ -229,8 +234,7 @@ class JobConsumer(Consumer):  # type: ignore[misc]
         The worker calls it first of all when it stops: its pool then forgets what waits.
         """
         self.taking.stop()
-        for request in self.withdraw():
-            request.give_back()
+        self._give_back(self.taking.subscriptions)
         overdue = threading.Timer(settings().grace_seconds, self._end)
         overdue.daemon = True
         overdue.start()
@@ -255,6 +259,14 @@ class JobConsumer(Consumer):  # type: ignore[misc]
 
     def on_close(self) -> None:
         """Nothing of what was delivered belongs to that connection."""
+
+
+def _taken_out(line: deque[Any], queues: Container[str], request_of: Callable[[Any], Any]) -> list[Any]:
+    """The requests of these queues, out of a *line* in which others stay in their order."""
+    entries = list(line)
+    line.clear()
+    line.extend(entry for entry in entries if request_of(entry).message.queue not in queues)
+    return [request_of(entry) for entry in entries if request_of(entry).message.queue in queues]
 
 
 def _never(*_: Any) -> None:

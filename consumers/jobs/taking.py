@@ -24,10 +24,11 @@ import os
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
+from ackline.consumers.control import Control, Pause
 from ackline.consumers.delivery import Delivery
 from ackline.consumers.handling import HANDLED, Outgoing, Report, Settlement
 from ackline.consumers.jobs.claims import Claims
@@ -68,13 +69,14 @@ class Taking:
         prefetch: int,
         consumer_timeout: float,
         claims: Claims | None,
+        read_pauses: Callable[[], Mapping[str, Pause]] | None,
         declare: Callable[[], object],
         ready: Callable[[], None],
     ) -> None:
         """url: the broker. prefetch: unacked deliveries of each queue, to begin with. consumer_timeout: seconds that a
         delivery may stay without an answer, where RabbitMQ lets a subscription say so (4.3). claims: of long jobs.
-        declare: creates the topology; called on a thread after each connect. ready: called when all queues are
-        consumed.
+        read_pauses: which queues are paused, by the database; None where there is none (see `Control`). declare:
+        creates the topology; called on a thread after each connect. ready: called when all queues are consumed.
         """
         self.worker = process_name()
         self.link = Link(url, f"jobs consumes {self.worker}", on_up=self._up, on_down=self._down)
@@ -90,6 +92,9 @@ class Taking:
         os.set_blocking(self._readable, False)
         os.set_blocking(self._writable, False)
         self._connection: Connection | None = None
+        self._prefetch = prefetch
+        #: Queues of which nothing is to begin.
+        self.paused: set[str] = set()
         #: What ended when its delivery had been lost, by queue and try.
         self._kept: OrderedDict[tuple[str, str], Settlement] = OrderedDict()
         #: Seconds that a job takes, of late; None before the first.
@@ -106,6 +111,8 @@ class Taking:
             )
             for queue in queues
         }
+        self._control = Control(self.link, self.subscriptions, worker=self.worker, limit=self._limit, read=read_pauses)
+        self._knows_pauses = False
 
     def start(self) -> None:
         """Begin to connect."""
@@ -123,15 +130,20 @@ class Taking:
             self._declare()
         except AcklineError as error:
             log.error("%s Going on with what exists.", error)
+        if not self._knows_pauses:
+            self._control.start()
+            self._knows_pauses = True
         self.link.call(partial(self._subscribe, connection))
 
     def _subscribe(self, connection: Connection) -> None:
         if connection is self._connection:
+            self._control.open(connection)
             for subscription in self.subscriptions.values():
                 subscription.open(connection)
 
     def _down(self, reason: AcklineError) -> None:
         self._connection = None
+        self._control.lost()
         for subscription in self.subscriptions.values():
             subscription.lost()
 
@@ -161,7 +173,9 @@ class Taking:
         taken = []
         while self._arrived:
             delivery = self._arrived.popleft()
-            if delivery.is_current:  # else RabbitMQ delivers it again
+            if delivery.source.queue in self.paused:
+                delivery.source.give_back(delivery)
+            elif delivery.is_current:  # else RabbitMQ delivers it again
                 taken.append(JobMessage(delivery, delivery.source.queue, self.worker, self.settle))
         return taken
 
@@ -210,11 +224,21 @@ class Taking:
     def hold(self, prefetch: int) -> None:
         """Have that many unacked deliveries of each queue at most."""
 
-        def on_io() -> None:
-            for subscription in self.subscriptions.values():
-                subscription.hold(prefetch)
+        self._prefetch = prefetch
+        self.link.call(self._hold)
 
-        self.link.call(on_io)
+    def _limit(self, queue: str, most: int | None) -> None:
+        """Pause a queue, or resume it."""
+        if most == 0:
+            self.paused.add(queue)
+        else:
+            self.paused.discard(queue)
+        self.link.call(self._hold)
+        self._wake()  # to give back what waits
+
+    def _hold(self) -> None:
+        for queue, subscription in self.subscriptions.items():
+            subscription.hold(0 if queue in self.paused else self._prefetch)
 
     def stop(self) -> None:
         """Take nothing more; what has arrived and was not taken goes back."""
@@ -231,6 +255,7 @@ class Taking:
     def close(self, timeout: float) -> None:
         """Wait for what is being settled, *timeout* seconds at most, send every answer, and disconnect."""
         deadline = time.monotonic() + timeout
+        self._control.stop()
         stopped = threading.Event()
 
         def look() -> None:
