@@ -36,16 +36,9 @@ RECEIPTS = "receipts"
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800 if LONG else 900)]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'service.db'}"
-    return str(request.getfixturevalue("postgresql_url"))
-
-
 @pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
-    engine = database.connect(url)
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
     inboxed.service.create_all(engine)
     yield engine
     engine.dispose()
@@ -59,13 +52,13 @@ def settings(ackline_settings: Settings) -> Settings:
 
 
 def test_among_kills_and_lost_connections_each_effect_is_there_once_with_an_inbox(
-    settings: Settings, vhost: Vhost, engine: Engine, url: str, say: Callable[[str], None]
+    settings: Settings, vhost: Vhost, engine: Engine, database_url: str, say: Callable[[str], None]
 ) -> None:
     confirms: list[Future[Receipt]] = []
     faults: Counter[str] = Counter()
     arguments = ("worker", "--consumers", f"{INBOX},{BARE}", "--prefetch", str(PREFETCH))
     with (
-        role(settings, *arguments, **{inboxed.DATABASE: url}) as worker,
+        role(settings, *arguments, **{inboxed.DATABASE: database_url}) as worker,
         Publisher.connect(settings, timeout=60) as publisher,
     ):
         for fault in range(FAULTS):
@@ -96,10 +89,10 @@ def test_among_kills_and_lost_connections_each_effect_is_there_once_with_an_inbo
 
 @pytest.mark.parametrize("consumer", [INBOX, CLAIM])
 def test_a_worker_that_dies_between_the_commit_and_what_follows_from_it_publishes_it_later(
-    settings: Settings, engine: Engine, url: str, consumer: str, tmp_path: Path
+    settings: Settings, engine: Engine, database_url: str, consumer: str, tmp_path: Path
 ) -> None:
     fatal = tmp_path / "died"
-    environment = {inboxed.DATABASE: url, inboxed.DIES: str(fatal)}
+    environment = {inboxed.DATABASE: database_url, inboxed.DIES: str(fatal)}
     with (
         role(settings, "worker", "--consumers", consumer, **environment) as worker,
         Publisher.connect(settings, timeout=60) as publisher,

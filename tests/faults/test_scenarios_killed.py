@@ -42,16 +42,9 @@ PATIENCE = 120.0
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'shop.db'}"
-    return str(request.getfixturevalue("postgresql_url"))
-
-
 @pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
-    engine = database.connect(url)
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
     scenario_app.metadata.create_all(engine)
     yield engine
     engine.dispose()
@@ -83,7 +76,7 @@ class Held:
 
 
 def test_a_sync_whose_worker_is_killed_goes_on_from_the_last_page_and_stores_each_once(
-    settings: Settings, engine: Engine, url: str, tmp_path: Path, client: Client, say: Callable[[str], None]
+    settings: Settings, engine: Engine, database_url: str, tmp_path: Path, client: Client, say: Callable[[str], None]
 ) -> None:
     count, killed_at = 95, {20, 60, 80}
     held_once = set(killed_at)
@@ -99,7 +92,7 @@ def test_a_sync_whose_worker_is_killed_goes_on_from_the_last_page_and_stores_eac
     answers = Held(paged(count), holds)
     with Receiver(answers) as api, Publisher.connect(settings) as publisher:
         variables = {
-            DATABASE: url,
+            DATABASE: database_url,
             SOURCE: f"http://{LOOPBACK}:{api.port}/items",
             DIES: str(tmp_path / "died"),  # with the page at 50 written and not committed
         }
@@ -147,14 +140,14 @@ def test_a_call_whose_worker_is_killed_is_made_again_under_the_same_key(settings
 
 
 def test_rows_of_a_burst_are_there_once_though_the_worker_is_killed(
-    settings: Settings, engine: Engine, url: str, client: Client
+    settings: Settings, engine: Engine, database_url: str, client: Client
 ) -> None:
     count = 3000
     declare(settings.broker, [registered()["readings"].queue])
     with Publisher.connect(settings, timeout=PATIENCE) as publisher:
         for confirm in [publisher.submit(Reading(meter="m", number=number)) for number in range(count)]:
             confirm.result(PATIENCE)
-    with role(settings, "worker", "--consumers", "readings", **{DATABASE: url}) as worker:
+    with role(settings, "worker", "--consumers", "readings", **{DATABASE: database_url}) as worker:
         for reached in (1, 1000, 2000):
             until(lambda reached=reached: _counts(engine)[0] >= reached, what=f"{reached} rows")  # type: ignore[misc]
             worker.kill()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import django
@@ -46,18 +45,10 @@ class RolledBack(Exception):
     """The service changed its mind."""
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'service.db'}"
-    return str(request.getfixturevalue("postgresql_url"))
-
-
 @pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
+def engine(database_url: str) -> Iterator[Engine]:
     """The database as the relay sees it; to the service it is USING, and has its tables."""
-    parsed = make_url(url)
+    parsed = make_url(database_url)
     chosen: dict[str, Any] = {"ENGINE": f"django.db.backends.{'sqlite3' if parsed.host is None else 'postgresql'}"}
     chosen |= {"NAME": parsed.database, "USER": parsed.username, "PASSWORD": parsed.password}
     chosen |= {"HOST": parsed.host, "PORT": parsed.port}
@@ -65,7 +56,7 @@ def engine(url: str) -> Iterator[Engine]:
     outbox.create_tables(USING)
     with connections[USING].schema_editor() as editor:
         editor.create_model(Order)
-    engine = database.connect(url)
+    engine = database.connect(database_url)
     with database.reading(engine):  # on SQLite the first connection makes the write-ahead log, with nobody else there
         pass
     yield engine

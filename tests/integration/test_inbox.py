@@ -68,17 +68,9 @@ charges = Table("charges", service, Column("id", Integer, primary_key=True), Col
 accounts = Table("accounts", service, Column("name", Text, primary_key=True))
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a service's own database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'service.db'}"
-    return str(request.getfixturevalue("postgresql_url"))
-
-
 @pytest.fixture
-def engine(url: str) -> Iterator[Engine]:
-    engine = database.connect(url)
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = database.connect(database_url)
     service.create_all(engine)
     yield engine
     engine.dispose()
@@ -145,8 +137,8 @@ async def charge_async(order: Order, ctx: Context) -> None:
 
 
 @pytest.fixture(params=[charge, charge_async], ids=["plain", "async"])
-def charging(request: pytest.FixtureRequest, url: str, engine: Engine) -> Iterator[Consuming]:
-    with Consuming(inbox(url), request.param) as running:
+def charging(request: pytest.FixtureRequest, database_url: str, engine: Engine) -> Iterator[Consuming]:
+    with Consuming(inbox(database_url), request.param) as running:
         yield running
 
 
@@ -177,8 +169,8 @@ def test_each_message_has_its_own_effect(charging: Consuming, engine: Engine) ->
     assert charged(engine) == 2
 
 
-def test_another_consumer_of_the_same_message_has_its_own_effect(url: str, engine: Engine) -> None:
-    with Consuming(inbox(url), charge) as running:
+def test_another_consumer_of_the_same_message_has_its_own_effect(database_url: str, engine: Engine) -> None:
+    with Consuming(inbox(database_url), charge) as running:
         running.deliver()
         other = context_of()
         other.consumer = "shipping"
@@ -186,7 +178,9 @@ def test_another_consumer_of_the_same_message_has_its_own_effect(url: str, engin
     assert charged(engine) == 2
 
 
-def test_a_handler_that_raises_leaves_neither_effect_nor_note_and_is_run_again(url: str, engine: Engine) -> None:
+def test_a_handler_that_raises_leaves_neither_effect_nor_note_and_is_run_again(
+    database_url: str, engine: Engine
+) -> None:
     tries: list[int] = []
 
     def fail_first(order: Order, ctx: Context) -> None:
@@ -195,7 +189,7 @@ def test_a_handler_that_raises_leaves_neither_effect_nor_note_and_is_run_again(u
         if len(tries) == 1:
             raise ValueError("no such account")
 
-    with Consuming(inbox(url), fail_first) as running:
+    with Consuming(inbox(database_url), fail_first) as running:
         with pytest.raises(ValueError, match="no such account"):
             running.deliver()
         assert (charged(engine), rows(engine)) == (0, [])
@@ -204,17 +198,17 @@ def test_a_handler_that_raises_leaves_neither_effect_nor_note_and_is_run_again(u
     assert (charged(engine), len(tries)) == (1, 2)
 
 
-def test_an_async_handler_that_raises_leaves_nothing_either(url: str, engine: Engine) -> None:
+def test_an_async_handler_that_raises_leaves_nothing_either(database_url: str, engine: Engine) -> None:
     async def fail(order: Order, ctx: Context) -> None:
         await charge_async(order, ctx)
         raise ValueError("no such account")
 
-    with Consuming(inbox(url), fail) as running, pytest.raises(ValueError, match="no such account"):
+    with Consuming(inbox(database_url), fail) as running, pytest.raises(ValueError, match="no such account"):
         running.deliver()
     assert (charged(engine), rows(engine)) == (0, [])
 
 
-def test_objects_that_the_handler_adds_are_written(url: str, engine: Engine) -> None:
+def test_objects_that_the_handler_adds_are_written(database_url: str, engine: Engine) -> None:
     from sqlalchemy.orm import registry
 
     mapper = registry()
@@ -229,25 +223,25 @@ def test_objects_that_the_handler_adds_are_written(url: str, engine: Engine) -> 
         new.number = order.number
         ctx.session.add(new)
 
-    with Consuming(inbox(url), add) as running:
+    with Consuming(inbox(database_url), add) as running:
         running.deliver()
     assert charged(engine) == 1
     mapper.dispose()
 
 
-def test_what_fails_when_it_is_written_at_the_end_is_a_failed_attempt(url: str, engine: Engine) -> None:
+def test_what_fails_when_it_is_written_at_the_end_is_a_failed_attempt(database_url: str, engine: Engine) -> None:
     def late(order: Order, ctx: Context) -> None:
         ctx.session.execute(insert(accounts).values(name="ada"))
         charge(order, ctx)
 
     with engine.begin() as connection:
         connection.execute(insert(accounts).values(name="ada"))
-    with Consuming(inbox(url), late) as running, pytest.raises(IntegrityError):
+    with Consuming(inbox(database_url), late) as running, pytest.raises(IntegrityError):
         running.deliver()
     assert (charged(engine), rows(engine)) == (0, [])
 
 
-def test_a_handler_that_commits_by_itself_commits_nothing_before_the_note(url: str, engine: Engine) -> None:
+def test_a_handler_that_commits_by_itself_commits_nothing_before_the_note(database_url: str, engine: Engine) -> None:
     seen: list[int] = []
 
     def commit(order: Order, ctx: Context) -> None:
@@ -257,12 +251,14 @@ def test_a_handler_that_commits_by_itself_commits_nothing_before_the_note(url: s
         charge(order, ctx)
         raise ValueError("too late")
 
-    with Consuming(inbox(url), commit) as running, pytest.raises(ValueError, match="too late"):
+    with Consuming(inbox(database_url), commit) as running, pytest.raises(ValueError, match="too late"):
         running.deliver()
     assert (seen, charged(engine), rows(engine)) == ([0], 0, [])
 
 
-def test_a_handler_cannot_undo_the_note_behind_our_back_but_part_of_its_effect(url: str, engine: Engine) -> None:
+def test_a_handler_cannot_undo_the_note_behind_our_back_but_part_of_its_effect(
+    database_url: str, engine: Engine
+) -> None:
     def rollback(order: Order, ctx: Context) -> None:
         with pytest.raises(IntegrityError), ctx.session.begin_nested():
             ctx.session.execute(insert(accounts), [{"name": "ada"}] * 2)
@@ -270,7 +266,7 @@ def test_a_handler_cannot_undo_the_note_behind_our_back_but_part_of_its_effect(u
         with pytest.raises(AcklineError, match="The transaction is the inbox's"):
             ctx.session.rollback()
 
-    with Consuming(inbox(url), rollback) as running:
+    with Consuming(inbox(database_url), rollback) as running:
         running.deliver()
         running.deliver()
     assert charged(engine) == 1
@@ -278,7 +274,7 @@ def test_a_handler_cannot_undo_the_note_behind_our_back_but_part_of_its_effect(u
         assert connection.execute(select(accounts)).all() == []
 
 
-def test_two_workers_with_the_same_message_at_once_have_its_effect_once(url: str, engine: Engine) -> None:
+def test_two_workers_with_the_same_message_at_once_have_its_effect_once(database_url: str, engine: Engine) -> None:
     in_handler, finish = threading.Event(), threading.Event()
     runs: list[int] = []
 
@@ -288,7 +284,7 @@ def test_two_workers_with_the_same_message_at_once_have_its_effect_once(url: str
         in_handler.set()
         assert finish.wait(90)
 
-    with Consuming(inbox(url), slow) as running, ThreadPoolExecutor(2) as pool:
+    with Consuming(inbox(database_url), slow) as running, ThreadPoolExecutor(2) as pool:
         first = pool.submit(running.deliver)
         assert in_handler.wait(90)
         second = pool.submit(running.deliver)
@@ -394,8 +390,8 @@ async def publish_async(order: Order, ctx: Context) -> None:
 
 
 @pytest.fixture(params=[publish, publish_async], ids=["plain", "async"])
-def publishing(request: pytest.FixtureRequest, url: str, engine: Engine) -> Iterator[Consuming]:
-    with Consuming(inbox(url), request.param) as running:
+def publishing(request: pytest.FixtureRequest, database_url: str, engine: Engine) -> Iterator[Consuming]:
+    with Consuming(inbox(database_url), request.param) as running:
         yield running
 
 
@@ -420,8 +416,8 @@ def test_what_is_confirmed_is_not_published_again(publishing: Consuming, engine:
     assert (enlisted(again), again.on_confirmed) == ([], None)
 
 
-def test_a_confirm_just_before_the_stop_is_noted(url: str, engine: Engine) -> None:
-    with Consuming(inbox(url), publish) as running:
+def test_a_confirm_just_before_the_stop_is_noted(database_url: str, engine: Engine) -> None:
+    with Consuming(inbox(database_url), publish) as running:
         confirm = running.deliver().on_confirmed
         assert confirm is not None
         confirm()
@@ -436,12 +432,12 @@ def test_what_a_duplicate_publishes_is_confirmed_in_the_same_way(publishing: Con
     until(lambda: rows(engine)[0].unconfirmed is None, what="the confirm to be noted")
 
 
-def test_a_handler_that_fails_leaves_nothing_to_publish(url: str, engine: Engine) -> None:
+def test_a_handler_that_fails_leaves_nothing_to_publish(database_url: str, engine: Engine) -> None:
     def fail(order: Order, ctx: Context) -> None:
         publish(order, ctx)
         raise ValueError("no such account")
 
-    with Consuming(inbox(url), fail) as running, pytest.raises(ValueError, match="no such account"):
+    with Consuming(inbox(database_url), fail) as running, pytest.raises(ValueError, match="no such account"):
         running.deliver()
     assert rows(engine) == []
 
@@ -477,9 +473,9 @@ def desk() -> Desk:
 
 
 @pytest.fixture(params=["plain", "async"])
-def claiming(request: pytest.FixtureRequest, url: str, engine: Engine, desk: Desk) -> Iterator[Consuming]:
+def claiming(request: pytest.FixtureRequest, database_url: str, engine: Engine, desk: Desk) -> Iterator[Consuming]:
     handler = desk.call if request.param == "plain" else desk.call_async
-    with Consuming(claim("10m", url), handler) as running:
+    with Consuming(claim("10m", database_url), handler) as running:
         yield running
 
 
@@ -575,9 +571,9 @@ def test_one_that_succeeds_late_is_handled_whoever_has_the_claim(
     assert desk.calls == 1
 
 
-def test_a_consumer_with_a_claim_has_no_session(url: str, engine: Engine) -> None:
+def test_a_consumer_with_a_claim_has_no_session(database_url: str, engine: Engine) -> None:
     with (
-        Consuming(claim("10m", url), charge) as running,
+        Consuming(claim("10m", database_url), charge) as running,
         pytest.raises(ConfigurationError, match=r"billing has no session: add inbox=inbox\(\) to its @consumer"),
     ):
         running.deliver()
@@ -600,14 +596,14 @@ def batch_of(*ids: str | None) -> tuple[list[Order], list[Context]]:
     return [Order(number=place) for place in range(len(ids))], [context_of(id_) for id_ in ids]
 
 
-def test_a_batch_is_handled_without_those_that_were_handled_before(url: str, engine: Engine) -> None:
+def test_a_batch_is_handled_without_those_that_were_handled_before(database_url: str, engine: Engine) -> None:
     got: list[list[str | None]] = []
 
     def charge_all(orders: list[Order], contexts: list[Context]) -> None:
         got.append([context.id for context in contexts])
         contexts[0].session.execute(insert(charges), [{"number": order.number} for order in orders])
 
-    with in_batches(inbox(url), charge_all) as running:
+    with in_batches(inbox(database_url), charge_all) as running:
         assert running.run(*batch_of("m-1", "m-2")) == [None, None]
         results = running.run(*batch_of("m-2", "m-3", None, "m-1", "m-4"))
         assert [type(result) for result in results] == [
@@ -619,8 +615,8 @@ def test_a_batch_is_handled_without_those_that_were_handled_before(url: str, eng
 
 
 @pytest.fixture(params=[inbox, lambda url: claim("10m", url)], ids=["inbox", "claim"])
-def box(request: pytest.FixtureRequest, url: str, engine: Engine) -> Inbox:
-    made: Inbox = request.param(url)
+def box(request: pytest.FixtureRequest, database_url: str, engine: Engine) -> Inbox:
+    made: Inbox = request.param(database_url)
     return made
 
 
@@ -663,11 +659,11 @@ def test_the_same_message_twice_in_a_batch_is_handled_once_and_comes_again(box: 
     assert got == [1]
 
 
-def test_an_async_batch_is_handled_once_too(url: str, engine: Engine) -> None:
+def test_an_async_batch_is_handled_once_too(database_url: str, engine: Engine) -> None:
     async def charge_all(orders: list[Order], contexts: list[Context]) -> None:
         await contexts[0].session.execute(insert(charges), [{"number": order.number} for order in orders])
 
-    with in_batches(inbox(url), charge_all) as running:
+    with in_batches(inbox(database_url), charge_all) as running:
         for _ in range(2):
             running.run(*batch_of("m-1", "m-2"))
     assert charged(engine) == 2
@@ -676,29 +672,29 @@ def test_an_async_batch_is_handled_once_too(url: str, engine: Engine) -> None:
 # --- the database -------------------------------------------------------------------------------------------------
 
 
-def test_the_worker_creates_the_table_in_a_database_of_a_service_and_nothing_else(url: str) -> None:
-    engine = database.connect(url)
-    with Consuming(inbox(url), charge):
+def test_the_worker_creates_the_table_in_a_database_of_a_service_and_nothing_else(database_url: str) -> None:
+    engine = database.connect(database_url)
+    with Consuming(inbox(database_url), charge):
         assert inspect(engine).get_table_names() == ["ackline_inbox"]
     engine.dispose()
 
 
 def test_ackline_s_own_database_is_used_when_none_is_named(
-    url: str, monkeypatch: pytest.MonkeyPatch, fresh_settings: None
+    database_url: str, monkeypatch: pytest.MonkeyPatch, fresh_settings: None
 ) -> None:
-    monkeypatch.setenv("ACKLINE_DATABASE_URL", url)
-    engine = database.connect(url)
+    monkeypatch.setenv("ACKLINE_DATABASE_URL", database_url)
+    engine = database.connect(database_url)
     with Consuming(inbox(), charge):
         assert {"ackline_inbox", "dead_letters", "alembic_version"} <= set(inspect(engine).get_table_names())
     engine.dispose()
 
 
 def test_the_database_of_inboxes_can_be_set(
-    url: str, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
+    database_url: str, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ACKLINE_DATABASE_URL", f"sqlite:///{tmp_path / 'ackline.db'}")
-    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", url)
-    engine = database.connect(url)
+    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", database_url)
+    engine = database.connect(database_url)
     service.create_all(engine)
     with Consuming(inbox(), charge) as running:
         running.deliver()
@@ -714,12 +710,12 @@ def fresh_settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     settings.cache_clear()
 
 
-def test_the_table_can_be_created_beforehand(url: str, engine: Engine) -> None:
+def test_the_table_can_be_created_beforehand(database_url: str, engine: Engine) -> None:
     inboxes.create_tables(engine)
     inboxes.create_tables(engine)
     with engine.begin() as connection:
         inboxes.create_tables(connection)
-    with Consuming(inbox(url), charge) as running:
+    with Consuming(inbox(database_url), charge) as running:
         running.deliver()
     assert charged(engine) == 1
 
@@ -791,10 +787,12 @@ def test_while_the_database_does_not_work_messages_come_again_without_an_attempt
     assert len(said) == 2, "once that it is away, once that it is back"
 
 
-def test_rows_are_deleted_when_their_time_is_over(url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_deleted_when_their_time_is_over(
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inbox_database, "CLEAN_BATCH", 2)
     monkeypatch.setattr(inbox_database, "NOTE_SECONDS", 0.01)
-    with Consuming(inbox(url, keep="1h"), charge) as running:
+    with Consuming(inbox(database_url, keep="1h"), charge) as running:
         for number in range(5):
             running.deliver(f"old-{number}")
         running.deliver("new")
@@ -804,12 +802,12 @@ def test_rows_are_deleted_when_their_time_is_over(url: str, engine: Engine, monk
         assert timedelta(0) < kept - datetime.now(UTC) <= hour
         old = table.c.message_id != "new"
         connection.execute(update(table).where(old).values(keep_until=datetime.now(UTC) - hour))
-    with Consuming(inbox(url), charge):
+    with Consuming(inbox(database_url), charge):
         until(lambda: [row.message_id for row in rows(engine)] == ["new"], what="old rows to be deleted")
 
 
-def test_inboxes_of_one_database_share_its_connections(url: str, engine: Engine) -> None:
-    one, other = inbox(url), claim("10m", url)
+def test_inboxes_of_one_database_share_its_connections(database_url: str, engine: Engine) -> None:
+    one, other = inbox(database_url), claim("10m", database_url)
     with Consuming(one, charge) as running:
         with Consuming(other, lambda order, ctx: None):
             pass
@@ -822,9 +820,9 @@ def test_inboxes_of_one_database_share_its_connections(url: str, engine: Engine)
 
 @pytest.mark.parametrize("handler", [publish, publish_async], ids=["plain", "async"])
 def test_a_worker_handles_a_message_once_that_is_published_twice(
-    handler: Callable[..., Any], url: str, engine: Engine, vhost: Vhost
+    handler: Callable[..., Any], database_url: str, engine: Engine, vhost: Vhost
 ) -> None:
-    billing = consumer_of("billing", handler, Order, inbox=inbox(url))
+    billing = consumer_of("billing", handler, Order, inbox=inbox(database_url))
     with working(vhost.amqp_url, billing), Publisher(vhost.amqp_url) as publisher:
         for _ in range(2):
             publisher.publish(Order(number=7), message_id="m-1", timeout=60)
@@ -852,9 +850,9 @@ def documented(section: str, name: str, folder: Path) -> Any:
 
 @pytest.mark.usefixtures("own_registry")
 def test_the_documented_inbox(
-    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", url)
+    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", database_url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE bookings (order_id TEXT, cents INTEGER)"))
     ledger = documented("Exactly-once effects", "ledger", tmp_path)
@@ -869,7 +867,7 @@ def test_the_documented_inbox(
 
 @pytest.mark.usefixtures("own_registry")
 def test_the_documented_claim(
-    url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
+    database_url: str, engine: Engine, monkeypatch: pytest.MonkeyPatch, fresh_settings: None, tmp_path: Path
 ) -> None:
     calls: list[str] = []
 
@@ -878,7 +876,7 @@ def test_the_documented_claim(
         return httpx.Response(201, request=httpx.Request("POST", address))
 
     monkeypatch.setattr(httpx, "post", post)
-    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", url)
+    monkeypatch.setenv("ACKLINE_INBOX_DATABASE_URL", database_url)
     refunds = documented("Exactly-once effects", "refunds", tmp_path)
     with Consuming(registered()["refunds"].inbox or pytest.fail("no inbox"), refunds.refund) as running:
         for _ in range(2):

@@ -28,11 +28,10 @@ from tests.relaying import Recorded
 YEARS_AHEAD = datetime(2042, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
     """An engine as a service makes it, with the tables of an outbox."""
-    sqlite = request.param == "sqlite"
-    engine = create_engine(f"sqlite:///{tmp_path / 'a.db'}" if sqlite else request.getfixturevalue("postgresql_url"))
+    engine = create_engine(database_url)
     outbox.create_tables(engine)
     yield engine
     engine.dispose()

@@ -38,14 +38,6 @@ from tests.waiting import until
 STOP_SECONDS = 90.0
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'service.db'}"
-    return str(request.getfixturevalue("postgresql_url"))
-
-
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """A database with the tables of an outbox."""
