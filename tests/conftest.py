@@ -49,19 +49,25 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Keep what was captured only where it explains a failure, and of a long log the end.
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Keep what was captured, and what processes have logged, only where it explains a failure; of long text the end.
 
     Tests of broken text log surrogates. pytest-xdist sends what was captured as UTF-8, and would end at them.
     """
     report = yield
-    report.sections = [(name, _end(text)) for name, text in report.sections if report.failed]
+    if not report.failed:
+        report.sections = []
+        return report
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    logs = sorted(folder.rglob("*.log")) if folder is not None else []
+    said = [(f"the end of {log.relative_to(folder)}", _end(log.read_text(errors="replace"), 15)) for log in logs]
+    report.sections = [(name, _end(text, 40)) for name, text in report.sections] + said
     return report
 
 
-def _end(text: str) -> str:
-    """The last lines of *text*, as UTF-8 can say it."""
-    return "\n".join(text.splitlines()[-40:]).encode("utf-8", "backslashreplace").decode()
+def _end(text: str, lines: int) -> str:
+    """The last *lines* of *text*, as UTF-8 can say it."""
+    return "\n".join(text.splitlines()[-lines:]).encode("utf-8", "backslashreplace").decode()
 
 
 @pytest.fixture

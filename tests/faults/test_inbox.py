@@ -12,7 +12,6 @@ import pytest
 from sqlalchemy import Engine, func, select
 
 from ackline.infra import database
-from ackline.infra.management import Management
 from ackline.infra.names import DEAD, UNROUTED
 from ackline.infra.settings import Settings
 from ackline.infra.topology import ConsumerQueue, declare
@@ -21,6 +20,7 @@ from tests import inboxed
 from tests.amqp import Client
 from tests.broker import Vhost
 from tests.connections import close, connections
+from tests.depths import depths
 from tests.inboxed import BARE, CLAIM, INBOX, Paid, ReceiptIssued, payments
 from tests.roles import RoleProcess, role
 from tests.waiting import until
@@ -69,7 +69,7 @@ def test_among_kills_and_lost_connections_each_effect_is_there_once_with_an_inbo
         assert all(confirm.exception() is None for confirm in confirms)
         until(lambda: _least(engine) == len(confirms), deadline=600, what="every message handled")
         empty = dict.fromkeys((INBOX, BARE, DEAD, UNROUTED), 0)
-        until(lambda: _messages(settings, *empty) == empty, deadline=300, what="empty queues")
+        until(lambda: depths(settings, *empty) == empty, deadline=300, what="empty queues")
         assert worker.stop() == 0
 
     rows = {consumer: _numbers(engine, consumer) for consumer in (INBOX, BARE)}
@@ -101,7 +101,7 @@ def test_a_worker_that_dies_between_the_commit_and_what_follows_from_it_publishe
         until(fatal.exists, what="the worker to die")
         with Client(settings.broker) as client:
             until(lambda: client.ready(RECEIPTS), deadline=200, what="the receipt")
-        until(lambda: _messages(settings, consumer) == {consumer: 0}, what="the message to be acked")
+        until(lambda: depths(settings, consumer) == {consumer: 0}, what="the message to be acked")
         assert worker.stop() == 0
     assert _numbers(engine, consumer) == {7: 1}, "the handler was not run again"
     assert list(_receipts(settings)[consumer].values()) == [1]
@@ -132,13 +132,6 @@ def _numbers(engine: Engine, consumer: str) -> Counter[int]:
     """How many rows each message has."""
     with database.reading(engine) as connection:
         return Counter(connection.scalars(select(payments.c.number).where(payments.c.consumer == consumer)))
-
-
-def _messages(settings: Settings, *queues: str) -> dict[str, int]:
-    """Messages in each of these, unacked ones included."""
-    with Management(settings, timeout=60) as management:
-        found = {queue["name"]: queue.get("messages", -1) for queue in management.get("queues/{vhost}")}
-    return {name: found[name] for name in queues}
 
 
 def _receipts(settings: Settings) -> dict[str, Counter[str]]:

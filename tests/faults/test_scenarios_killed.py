@@ -19,6 +19,7 @@ from ackline.infra.topology import declare
 from ackline.producer import Publisher
 from tests import scenario_app
 from tests.amqp import Client
+from tests.depths import depths
 from tests.paged import items, paged, place
 from tests.receiver import Answering, Received, Receiver
 from tests.roles import role
@@ -147,12 +148,15 @@ def test_rows_of_a_burst_are_there_once_though_the_worker_is_killed(
     with Publisher.connect(settings, timeout=PATIENCE) as publisher:
         for confirm in [publisher.submit(Reading(meter="m", number=number)) for number in range(count)]:
             confirm.result(PATIENCE)
+    until(lambda: depths(settings, "readings") == {"readings": count}, what="RabbitMQ to count them")
     with role(settings, "worker", "--consumers", "readings", **{DATABASE: database_url}) as worker:
         for reached in (1, 1000, 2000):
             until(lambda reached=reached: _counts(engine)[0] >= reached, what=f"{reached} rows")  # type: ignore[misc]
             worker.kill()
             worker.start()
         until(lambda: _counts(engine)[1] == count, what="all rows")
+        # What was written when the worker was killed comes once more.
+        until(lambda: depths(settings, "readings") == {"readings": 0}, what="every message to be acked")
         assert worker.stop() == 0
     assert _counts(engine) == (count, count)
     assert (client.ready("readings"), client.ready(DEAD)) == (0, 0)

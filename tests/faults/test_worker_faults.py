@@ -27,6 +27,7 @@ from ackline.infra.wire import uuid7
 from ackline.producer import Publisher, PublishError
 from tests import tallied
 from tests.broker import own, settings_for
+from tests.depths import depths
 from tests.proxy import Proxy
 from tests.rabbitmqctl import rabbitmqctl
 from tests.roles import RoleProcess, role
@@ -228,8 +229,8 @@ def test_whatever_happens_to_the_workers_every_message_is_handled_and_none_is_a_
                 deadline=DEADLINE,
                 what=f"every message handled by {consumer}",
             )
-        until(lambda: set(_messages(settings).values()) == {0}, what="empty queues")
-        assert {DEAD, UNROUTED} <= _messages(settings).keys()
+        until(lambda: set(depths(settings).values()) == {0}, what="empty queues")
+        assert {DEAD, UNROUTED} <= depths(settings).keys()
         assert [worker.stop() for worker in workers] == [0] * WORKERS
         version = broker.description
 
@@ -272,9 +273,3 @@ def _publish(publisher: Publisher, numbers: range) -> None:
 def _least(folder: Path) -> int:
     """How many messages the slower of the consumers has handled."""
     return min(len(tallied.handled(folder, consumer)) for consumer in (PLAIN, ASYNC))
-
-
-def _messages(settings: Settings) -> dict[str, int]:
-    """Messages in each queue, unacked ones included."""
-    with Management(settings, timeout=60) as management:
-        return {queue["name"]: queue.get("messages", -1) for queue in management.get("queues/{vhost}")}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ackline.infra.management import Management
 from ackline.infra.names import DEAD, UNROUTED
 from ackline.infra.settings import Settings
 from ackline.producer import Publisher, Receipt
 from tests import counting
 from tests.counting import CONSUMERS, Counted, handled
+from tests.depths import depths
 from tests.roles import role
 from tests.waiting import until
 
@@ -58,7 +58,8 @@ def test_a_worker_killed_three_times_among_10_000_messages_loses_none(
         send(max(0, MESSAGES - len(confirms)))
         assert all(confirm.exception() is None for confirm in confirms)
         until(lambda: _handled(tmp_path) == len(confirms), deadline=200, what="every message handled")
-        until(lambda: _messages(settings) == dict.fromkeys((*CONSUMERS, DEAD, UNROUTED), 0), what="empty queues")
+        empty = dict.fromkeys((*CONSUMERS, DEAD, UNROUTED), 0)
+        until(lambda: depths(settings, *empty) == empty, what="empty queues")
         assert worker.stop() == 0
 
     duplicates = sum(sum(handled(tmp_path, name).values()) - len(confirms) for name in CONSUMERS)
@@ -70,10 +71,3 @@ def test_a_worker_killed_three_times_among_10_000_messages_loses_none(
 def _handled(folder: Path) -> int:
     """How many messages the slower of the consumers has handled, each counted once."""
     return min(len(handled(folder, name)) for name in CONSUMERS)
-
-
-def _messages(settings: Settings) -> dict[str, int]:
-    """Messages in each queue that matters here, unacked ones included."""
-    with Management(settings, timeout=60) as management:
-        found = {queue["name"]: queue.get("messages", -1) for queue in management.get("queues/{vhost}")}
-    return {name: found[name] for name in (*CONSUMERS, DEAD, UNROUTED)}
