@@ -17,6 +17,7 @@ import pika
 import pytest
 
 from ackline.infra.settings import Settings
+from tests.doors import is_connected
 from tests.mail import MailSink
 from tests.roles import RoleProcess, listening, role, run
 from tests.waiting import until
@@ -26,7 +27,7 @@ MAILS = 20
 
 @dataclass(frozen=True)
 class Running:
-    """Gateway, worker, reviewer and a mail sink."""
+    """Gateway, relay, worker, reviewer and a mail sink."""
 
     settings: Settings
     sink: MailSink
@@ -70,10 +71,11 @@ def running(ackline_settings: Settings, tmp_path: Path) -> Iterator[Running]:
         sink = stack.enter_context(MailSink(tmp_path / "mail"))
         settings = ackline_settings.model_copy(update={"smtp_url": sink.url})
         stack.enter_context(role(settings, "reviewer"))
+        stack.enter_context(role(settings, "relay"))  # for what a slow broker has not confirmed in time
         worker = stack.enter_context(role(settings, "worker"))
         address = listening(stack.enter_context(role(settings, "gateway", "--port", "0")))
         gateway = stack.enter_context(httpx.Client(base_url=address, timeout=60, trust_env=False))
-        until(lambda: gateway.get("/readyz").is_success, what="the gateway to be ready")
+        until(lambda: is_connected(gateway), what="the gateway's connection")
         yield Running(settings, sink, gateway, worker)
 
 
