@@ -67,6 +67,11 @@ def at() -> None:
     note(f"at {time.time()}")
 
 
+@job(name="rarely", rate_limit="1/h")
+def rarely(text: str) -> None:
+    note(f"rarely {text}")
+
+
 @job(name="nap")
 def nap(seconds: float) -> None:
     note("nap")
