@@ -4,6 +4,7 @@
 health.py http://127.0.0.1:8000/readyz   it answers with a status below 400
 health.py smtp://127.0.0.1:2525          it greets and takes a NOOP
 health.py broker                         a connection to the broker of ACKLINE_AMQP_URL is open
+health.py broker http://127.0.0.1:5555/  both
 ```
 
 A worker, a reviewer and a relay listen on nothing, so the kernel's table of connections is asked: no second connection
@@ -65,8 +66,9 @@ def healthy(target: str) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        if not healthy(sys.argv[1]):
-            sys.exit(f"{sys.argv[1]}: no open connection, or not the expected answer")
-    except OSError as error:  # refused, timed out, an HTTP status of 400 and above, an SMTP error
-        sys.exit(f"{sys.argv[1]}: {error}")
+    for target in sys.argv[1:]:
+        try:
+            if not healthy(target):
+                sys.exit(f"{target}: no open connection, or not the expected answer")
+        except OSError as error:  # refused, timed out, an HTTP status of 400 and above, an SMTP error
+            sys.exit(f"{target}: {error}")

@@ -20,8 +20,8 @@ HEALTH = Path(__file__).parents[2] / "infra" / "docker" / "health.py"
 connected_to_broker: Callable[..., bool] = runpy.run_path(str(HEALTH))["connected_to_broker"]
 
 
-def health(target: str, amqp_url: str = "amqp://broker") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(HEALTH), target]
+def health(*targets: str, amqp_url: str = "amqp://broker") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(HEALTH), *targets]
     return subprocess.run(command, env={"ACKLINE_AMQP_URL": amqp_url}, capture_output=True, text=True)
 
 
@@ -84,13 +84,23 @@ def test_a_sink_that_greets_is_healthy_and_one_that_is_silent_is_not() -> None:
 def test_a_worker_is_healthy_while_its_connection_to_the_broker_is_open() -> None:
     with socket.create_server(("127.0.0.1", 0)) as broker:
         url = f"amqp://user:password@broker:{broker.getsockname()[1]}/"
-        assert health("broker", url).returncode == 1, "nobody has connected yet"
+        assert health("broker", amqp_url=url).returncode == 1, "nobody has connected yet"
         with socket.create_connection(broker.getsockname()) as worker:
             accepted, _ = broker.accept()
-            assert health("broker", url).returncode == 0
+            assert health("broker", amqp_url=url).returncode == 0
             accepted.close()  # as the broker does when heartbeats are missed; the worker has not noticed
-            assert health("broker", url).returncode == 1
+            assert health("broker", amqp_url=url).returncode == 1
             worker.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="connections are read from Linux's /proc")
+def test_flower_is_healthy_while_it_answers_and_its_connection_to_the_broker_is_open() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as broker, http_server(200) as page, http_server(503) as no_page:
+        url = f"amqp://broker:{broker.getsockname()[1]}/"
+        assert health("broker", page, amqp_url=url).returncode == 1, "nobody has connected yet"
+        with socket.create_connection(broker.getsockname()):
+            assert health("broker", page, amqp_url=url).returncode == 0
+            assert health("broker", no_page, amqp_url=url).returncode == 1
 
 
 #: A header and one connection each, as /proc/net/tcp writes them: 10.0.0.2:40000 to 10.0.0.3, port 5672 or 5671.

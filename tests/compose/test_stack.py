@@ -14,11 +14,17 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from tests.waiting import until
 
 ROOT = Path(__file__).parents[2]
-SERVICES = {"rabbitmq", "postgres", "mail", "gateway", "worker", "beat", "reviewer", "relay"}
+SERVICES = {"rabbitmq", "postgres", "mail", "gateway", "worker", "jobs", "flower", "beat", "reviewer", "relay"}
+#: What Docker runs in the container of each, to learn whether it is healthy.
+CHECKS: dict[str, list[str]] = {
+    name: service["healthcheck"]["test"][1:]
+    for name, service in yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"].items()
+}
 KEY = "ackline-local"
 
 #: Seconds until every service is healthy: images are here, the database and the broker are new.
@@ -27,7 +33,7 @@ START = 180.0
 pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.skipif(
-        not os.environ.get("ACKLINE_TEST_COMPOSE"), reason="eight containers and a minute: make test-compose runs it"
+        not os.environ.get("ACKLINE_TEST_COMPOSE"), reason="ten containers and a minute: make test-compose runs it"
     ),
 ]
 
@@ -36,14 +42,16 @@ class Stack:
     """A Compose project of its own: name, ports and volumes that no other one has."""
 
     def __init__(self, compose: list[str], image: str) -> None:
-        self.amqp_port, self.management_port, self.gateway_port = free_ports(3)
+        self.amqp_port, self.management_port, self.gateway_port, self.flower_port = free_ports(4)
         self._command = [*compose, "--file", str(ROOT / "docker-compose.yml")]
-        self._command += ["--project-name", f"acklinetest{uuid.uuid4().hex[:8]}"]
+        self._command += ["--project-name", f"acklinetest{uuid.uuid4().hex[:8]}", "--profile", "flower"]
         self._environment = {name: value for name, value in os.environ.items() if not name.startswith("ACKLINE_")} | {
             "ACKLINE_IMAGE": image,
+            "ACKLINE_APP": "ackline.consumers.handlers.email,ackline.consumers.handlers.daily_mail",
             "ACKLINE_AMQP_PORT": str(self.amqp_port),
             "ACKLINE_MANAGEMENT_PORT": str(self.management_port),
             "ACKLINE_GATEWAY_PORT": str(self.gateway_port),
+            "ACKLINE_FLOWER_PORT": str(self.flower_port),
         }
 
     def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -81,6 +89,11 @@ class Stack:
             timeout=30,
         )
 
+    def ask_flower(self, path: str) -> Any:
+        """What Flower's API answers through its published port; None where it does not know that."""
+        answer = httpx.get(f"http://127.0.0.1:{self.flower_port}{path}", auth=("ackline", "ackline-local"), timeout=30)
+        return None if answer.status_code == 404 else answer.raise_for_status().json()
+
     def has_mail(self, subject: str) -> bool:
         return subject in self.ask("mail", "sink", "list")
 
@@ -90,8 +103,7 @@ class Stack:
 
     def is_connected(self, role: str) -> bool:
         """What the health check of *role* says now; Docker says so after some more checks only."""
-        check = ["python3", "/opt/ackline/health.py", "broker"]
-        return self.run("exec", "-T", role, *check, check=False).returncode == 0
+        return self.run("exec", "-T", role, *CHECKS[role], check=False).returncode == 0
 
 
 def free_ports(count: int) -> list[int]:
@@ -124,6 +136,7 @@ def test_nothing_is_published_on_another_address_than_loopback(stack: Stack) -> 
     }
     assert published == {
         ("gateway", "8000/tcp", "127.0.0.1"),
+        ("flower", "5555/tcp", "127.0.0.1"),
         ("rabbitmq", "5672/tcp", "127.0.0.1"),
         ("rabbitmq", "15672/tcp", "127.0.0.1"),
     }
@@ -151,7 +164,17 @@ def test_a_mail_that_is_refused_is_reviewed_and_sent_again(stack: Stack) -> None
     assert stack.has_mail(subject)
 
 
-@pytest.mark.parametrize("role", ["gateway", "worker", "reviewer", "relay"])
+def test_flower_shows_a_worker_of_jobs_and_what_it_ran(stack: Stack) -> None:
+    """The job fails, as nobody is to get its mails: Flower says so, and a dead letter does."""
+    job = stack.ask("gateway", "jobs", "run", "mail.daily").strip()
+    until(lambda: (stack.ask_flower(f"/api/task/info/{job}") or {}).get("state") == "FAILURE", what="the job in Flower")
+    assert [worker["status"] for worker in stack.ask_flower("/workers?json=1")["data"]] == [True]
+    until(lambda: job in stack.ask("reviewer", "dlq", "list"), what="the dead letter")
+    unsigned = httpx.get(f"http://127.0.0.1:{stack.flower_port}/api/task/info/{job}", timeout=30)
+    assert unsigned.status_code == 401
+
+
+@pytest.mark.parametrize("role", ["gateway", "worker", "jobs", "flower", "beat", "reviewer", "relay"])
 def test_the_doctor_finds_no_fault(stack: Stack, role: str) -> None:
     assert "fault" not in stack.ask(role, "doctor")
 
@@ -170,7 +193,7 @@ def test_what_waits_and_what_came_outlive_the_containers(stack: Stack) -> None:
 
 
 def test_a_role_without_its_broker_is_not_healthy_and_finds_it_again(stack: Stack) -> None:
-    roles = ("worker", "reviewer", "relay")
+    roles = ("worker", "jobs", "flower", "beat", "reviewer", "relay")
     stack.run("stop", "rabbitmq")
     until(lambda: not any(map(stack.is_connected, roles)), what="roles that miss the broker")
     stack.up()
@@ -179,7 +202,7 @@ def test_a_role_without_its_broker_is_not_healthy_and_finds_it_again(stack: Stac
 
 def test_a_stopped_role_ends_by_itself(stack: Stack) -> None:
     """Docker kills what does not end within its time, with the code 137. (uvicorn ends with 143, the signal's.)"""
-    roles = ["gateway", "worker", "reviewer", "relay", "mail"]
+    roles = ["gateway", "worker", "jobs", "flower", "beat", "reviewer", "relay", "mail"]
     ids = [stack.containers()[role]["Id"] for role in roles]
     stack.run("stop", *roles)
     asked = ["docker", "inspect", "--format={{.State.ExitCode}}", *ids]
