@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import logging
 import signal
+import time
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 import click
+from celery.events import EventReceiver
 
 from ackline.infra.app import load_app
 from ackline.infra.errors import ConfigurationError
@@ -21,6 +25,9 @@ from ackline.infra.running_broker import credentials
 from ackline.infra.settings import Settings, settings
 
 log = logging.getLogger(__name__)
+
+#: Seconds between tries to listen to workers.
+AGAIN_SECONDS = 2.0
 
 
 @click.command()
@@ -55,6 +62,7 @@ def run(configured: Settings, host: str, port: int) -> None:
         place = urlsplit(configured.management_url)
         options.broker_api = f"{place.scheme}://{quote(user)}:{quote(password)}@{place.netloc}/api/"
     server = Flower(capp=app, options=options, **of_flower)
+    server.events.run = partial(listen, server.events)
     try:
         listening = server.start_http_server()
     except OSError as error:
@@ -66,3 +74,24 @@ def run(configured: Settings, host: str, port: int) -> None:
         server.io_loop.asyncio_loop.add_signal_handler(number, server.stop)
     ready()
     server.start()
+
+
+def listen(events: Any) -> None:
+    """Hear what workers say, for ever. Stands where Flower has a loop that waits twice as long after each failure.
+
+    After an hour without the broker that one may see nothing for another hour.
+    """
+    told: str | None = None
+    while True:
+        try:
+            with events.capp.connection() as connection:
+                receiver = EventReceiver(connection, handlers={"*": events.on_event}, app=events.capp)
+                if told is not None:
+                    log.info("events of workers are heard again")
+                told = None
+                receiver.capture(limit=None, timeout=None, wakeup=True)
+        except Exception as error:
+            if told != str(error):
+                log.warning("events of workers cannot be heard, trying again every %g s: %s", AGAIN_SECONDS, error)
+            told = str(error)
+        time.sleep(AGAIN_SECONDS)
