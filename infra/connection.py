@@ -5,13 +5,11 @@ There are two, for the two places where a connection can run (see `ackline.infra
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import pika
 from pika.adapters.asyncio_connection import AsyncioConnection as PikaAsyncioConnection
-from pika.adapters.utils.io_services_utils import _AsyncPlaintextTransport
 from pika.frame import Header, decode_frame
 from pika.heartbeat import HeartbeatChecker
 from pika.spec import FRAME_HEADER
@@ -64,7 +62,6 @@ class Connection:
     _adapter_emit_data: Any
     _process_frame: Any
     _terminate_stream: Any
-    _transport: Any
 
     def watch_acks(self, channel: int, on_acks: Callable[[list[tuple[int, int]]], None]) -> None:
         """Have the broker's acks on *channel*, (tag, multiple) each, given to *on_acks* and not to pika."""
@@ -84,21 +81,10 @@ class Connection:
         self._on_deliveries = {k: v for k, v in (self._on_deliveries or {}).items() if k != channel}
 
     def write(self, data: bytes, frames: int) -> None:
-        """Send *data*, which is *frames* whole frames: at once, where nothing waits before it.
-
-        pika would ask to be told when the socket can be written to, which it can, and that is a turn of the loop.
-        """
+        """Send *data*, which is *frames* whole frames."""
         self.bytes_sent += len(data)
         self.frames_sent += frames
-        transport = self._transport
-        if type(transport) is not _AsyncPlaintextTransport or transport._tx_buffers or not self.is_open:
-            self._adapter_emit_data(data)
-            return
-        transport._buffer_tx_data(data)
-        with contextlib.suppress(OSError):  # it is full; or broken, which pika will see when it tries
-            transport._produce()
-        if transport._tx_buffers:
-            transport._nbio.set_writer(transport._sock.fileno(), transport._on_socket_writable)
+        self._adapter_emit_data(data)
 
     def _proto_connection_made(self, transport: Any) -> None:
         transport._MAX_RECV_BYTES = READ_SIZE
