@@ -154,11 +154,17 @@ def redis_url() -> Iterator[str]:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture
+def database_file(tmp_path: Path) -> Path:
+    """Where `database_url` has its SQLite database."""
+    return tmp_path / "ackline.db"
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def database_url(request: pytest.FixtureRequest, database_file: Path) -> str:
     """The URL of an empty database: the test runs on each kind."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ackline.db'}"
+        return f"sqlite:///{database_file}"
     return str(request.getfixturevalue("postgresql_url"))
 
 

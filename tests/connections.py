@@ -20,10 +20,10 @@ def connections(vhost: Vhost, prefix: str = "") -> list[str]:
     ]
 
 
-def close(vhost: Vhost, names: list[str]) -> None:
-    """Close connections, by the broker's names of them; one that has ended meanwhile is as good."""
+def close(vhost: Vhost, names: list[str], *, missing_ok: bool = False) -> None:
+    """Close connections, by the broker's names of them. missing_ok: they may have ended meanwhile."""
     with vhost.api() as api:
         for name in names:
             answer = api.delete(f"/api/connections/{quote(name, safe='')}")
-            if answer.status_code != httpx.codes.NOT_FOUND:
+            if not (missing_ok and answer.status_code == httpx.codes.NOT_FOUND):
                 answer.raise_for_status()

@@ -111,7 +111,8 @@ def _strike(number: int, worker: RoleProcess, vhost: Vhost) -> str:
     """Kill the worker, or close its connections; returns what was done."""
     if number % 2:
         # The broker lists a connection some seconds after it was opened.
-        close(vhost, until(lambda: connections(vhost, "worker"), what="the worker's connections to be listed"))
+        names = until(lambda: connections(vhost, "worker"), what="the worker's connections to be listed")
+        close(vhost, names, missing_ok=True)
         return "times connections closed"
     worker.kill()
     worker.start()

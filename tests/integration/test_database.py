@@ -20,12 +20,16 @@ from ackline.infra.tables import inbox_metadata, metadata, outbox_metadata
 from tests.waiting import until
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture
+def database_file(tmp_path: Path) -> Path:
+    """A file whose path is not a plain one, in a folder that is not there yet."""
+    return tmp_path / "new folder" / "a%b.db"
+
+
+@pytest.fixture
+def url(database_url: str) -> str:
     """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'new folder' / 'a%b.db'}"
-    return str(request.getfixturevalue("postgresql_url"))
+    return database_url
 
 
 @pytest.fixture

@@ -267,8 +267,9 @@ def test_a_lost_connection_makes_no_suspects(start: Start, client: Client, vhost
     until(lambda: begun(tmp_path, "begun") == [1], what="the handler to begin")
     [process] = begun(tmp_path, "process")
     # That one alone: were the other process's closed too, the message might have been delivered there meanwhile.
-    name = f"worker consumes {socket.gethostname()}:{process}"
-    close(vhost, until(lambda: connections(vhost, name), what="the connection that holds the message to be listed"))
+    named = f"worker consumes {socket.gethostname()}:{process}"
+    (holder,) = until(lambda: connections(vhost, named), what="the connection that holds the message to be listed")
+    close(vhost, [holder])
     until(lambda: begun(tmp_path, "begun") == [1, 1], what="the message to be delivered again")
     (tmp_path / "open").touch()
     until(lambda: begun(tmp_path, "handled") == [1, 1], what="both tries to end")

@@ -352,8 +352,8 @@ def test_in_asyncio_a_connection_that_is_closed_by_an_operator_in_flight_loses_n
                     await publisher.apublish(Number(number=next(unsent)), timeout=60)
 
             publishing = asyncio.gather(*(publish_until_lost() for _ in range(50)))
-            names = await asyncio.to_thread(until, lambda: connections(vhost), what="the connection to be listed")
-            await asyncio.to_thread(close, vhost, names)
+            [name] = await asyncio.to_thread(until, lambda: connections(vhost), what="the connection to be listed")
+            await asyncio.to_thread(close, vhost, [name])
             await asyncio.wait_for(publishing, 90)
         return next(unsent)
 
@@ -690,10 +690,10 @@ def test_a_connection_that_is_closed_by_an_operator_in_flight_loses_nothing(
         futures.extend(publisher.submit(Number(number=number), timeout=NEVER) for number in range(10_000))
 
     publishing = threading.Thread(target=publish)
-    names = until(lambda: connections(vhost), what="the connection to be listed")
+    [name] = until(lambda: connections(vhost), what="the connection to be listed")
     publishing.start()
     until(lambda: len(futures) > 2_000, what="messages in flight")
-    close(vhost, names)
+    close(vhost, [name])
     publishing.join()
     assert {outcome(future) for future in futures} == {"confirmed"}
     assert publisher._pipeline.link.losses == 1

@@ -334,8 +334,8 @@ def test_a_lost_connection_loses_and_doubles_nothing(
     with reviewing(ackline_settings):
         die(publisher, "m-1")
         rows(store, 1)
-        names = until(lambda: connections(vhost, "reviewer "), what="the reviewer's connection to be listed")
-        close(vhost, names)
+        (name,) = until(lambda: connections(vhost, "reviewer "), what="the reviewer's connection to be listed")
+        close(vhost, [name])
         die(publisher, *[f"m-{n}" for n in range(2, 200)])
         found = rows(store, 199)
     assert len(found) == 199
@@ -347,11 +347,11 @@ def test_a_connection_lost_while_the_database_is_away_loses_and_doubles_nothing(
 ) -> None:
     caplog.set_level(logging.INFO)
     with reviewing(ackline_settings):
-        names = until(lambda: connections(vhost, "reviewer "), what="the reviewer's connection to be listed")
+        (name,) = until(lambda: connections(vhost, "reviewer "), what="the reviewer's connection to be listed")
         with _locked(ackline_settings):
             die(publisher, *[f"m-{n}" for n in range(100)])
             until(lambda: "taking dead letters waits" in caplog.text, what="the reviewer to hold a batch")
-            close(vhost, names)
+            close(vhost, [name])
             until(lambda: caplog.text.count("consuming ackline.dead") >= 2, what="the reviewer to consume again")
         rows(store, 100)
     assert {row.duplicates for row in store.page(limit=5000)} == {0}
