@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ackline.consumers import consumer, exponential
 from ackline.producer import message
+from tests import notes
 
 FOLDER = "ACKLINE_TEST_COUNTING"
 #: Names the delay after which what fails is tried again.
@@ -34,12 +35,7 @@ WORK = 0.001
 
 def _write(name: str, number: int) -> None:
     time.sleep(WORK)
-    # One write of one short line in append mode: lines of processes that are killed do not mix.
-    descriptor = os.open(Path(os.environ[FOLDER]) / name, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, b"%d\n" % number)
-    finally:
-        os.close(descriptor)
+    notes.add(Path(os.environ[FOLDER]) / name, str(number))
 
 
 @consumer("counted", retry=RETRY)
@@ -58,15 +54,9 @@ def mirror(counted: Counted) -> None:
 
 def handled(folder: Path, name: str) -> Counter[int]:
     """How often each number was handled by the consumer *name*."""
-    try:
-        return Counter(int(line) for line in (folder / name).read_bytes().splitlines())
-    except FileNotFoundError:
-        return Counter()
+    return Counter(map(int, notes.read(folder / name)))
 
 
 def lines(folder: Path, name: str) -> int:
     """How many times the consumer *name* handled anything."""
-    try:
-        return (folder / name).read_bytes().count(b"\n")
-    except FileNotFoundError:
-        return 0
+    return len(notes.read(folder / name))

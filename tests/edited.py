@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ackline.consumers import Context, Reject, consumer
 from ackline.producer import message
+from tests import notes
 
 APP = "tests.edited"
 FOLDER = "ACKLINE_TEST_EDITED"
@@ -26,21 +27,12 @@ class Edited(BaseModel):
 
 @consumer(CONSUMER)
 def take(edited: Edited, ctx: Context) -> None:
-    line = json.dumps([ctx.id, ctx.raw.decode()]).encode() + b"\n"
-    # One write of one short line in append mode: lines of processes do not mix.
-    descriptor = os.open(Path(os.environ[FOLDER]) / "given", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, line)
-    finally:
-        os.close(descriptor)
+    notes.add(Path(os.environ[FOLDER]) / "given", json.dumps([ctx.id, ctx.raw.decode()]))
     if edited.word != RIGHT:
         raise Reject(f"{edited.word!r} is not the word")
 
 
 def given(folder: Path) -> list[tuple[str, Any]]:
     """The messages that the consumer was given, in their order: (id, payload)."""
-    try:
-        lines = (folder / "given").read_text().splitlines()
-    except FileNotFoundError:
-        return []
-    return [(message_id, json.loads(body)) for message_id, body in map(json.loads, lines)]
+    given = map(json.loads, notes.read(folder / "given"))
+    return [(message_id, json.loads(body)) for message_id, body in given]

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from ackline.consumers import consumer
 from ackline.producer import message
+from tests import notes
 
 FOLDER = "ACKLINE_TEST_GATED"
 
@@ -50,8 +51,7 @@ def _gate() -> Path:
 
 
 def _write(event: str, number: int) -> None:
-    with (Path(os.environ[FOLDER]) / event).open("a") as file:
-        file.write(f"{number}\n")
+    notes.add(Path(os.environ[FOLDER]) / event, str(number))
 
 
 class Gate:
@@ -81,7 +81,4 @@ class Gate:
         return self._numbers("done")
 
     def _numbers(self, event: str) -> list[int]:
-        try:
-            return [int(line) for line in (self._folder / event).read_text().splitlines()]
-        except FileNotFoundError:
-            return []
+        return list(map(int, notes.read(self._folder / event)))

@@ -14,22 +14,21 @@ from celery import exceptions as celery_exceptions
 
 from ackline.consumers import Reject, RetryLater, fixed
 from ackline.consumers.jobs import Job, app, job
+from tests import notes
 
 
 def note(line: str) -> None:
     """One line in the file, whole whoever else writes."""
-    with notes().open("a") as file:
-        file.write(line + "\n")
+    notes.add(_file(), line)
 
 
-def notes() -> Path:
-    """The file of the notes."""
+def _file() -> Path:
     return Path(os.environ["ACKLINE_TEST_NOTES"])
 
 
 def is_mended() -> bool:
     """Whether there is a file `mended` beside the notes."""
-    return notes().with_name("mended").exists()
+    return _file().with_name("mended").exists()
 
 
 @job(name="add")
@@ -187,7 +186,7 @@ def wait(text: str) -> None:
     """Wait until there is a file `gate` beside the notes, or one for those who wait with that *text*."""
     note(f"wait {text}")
     deadline = time.monotonic() + 300
-    while not (notes().with_name("gate").exists() or notes().with_name(f"gate {text}").exists()):
+    while not (_file().with_name("gate").exists() or _file().with_name(f"gate {text}").exists()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     note(f"done {text}")

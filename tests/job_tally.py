@@ -8,6 +8,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from tests import notes
+
 NOTES = "ACKLINE_TEST_TALLY"
 #: Of so many jobs one fails at first; and one publishes another, from the process that runs it.
 FAILING, ECHOING = 25, 10
@@ -27,17 +29,12 @@ def tally(task: Any, echo: Any, number: int) -> None:
 
 def note(task: Any) -> None:
     """The job that runs ends well."""
-    # One write of one short line in append mode: lines of processes that are killed do not mix.
-    descriptor = os.open(os.environ[NOTES], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, f"{task.request.id}\n".encode())
-    finally:
-        os.close(descriptor)
+    notes.add(Path(os.environ[NOTES]), task.request.id)
 
 
-def tallied(notes: Path) -> Counter[str]:
+def tallied(file: Path) -> Counter[str]:
     """How often each job has ended well."""
-    return Counter(notes.read_text().split()) if notes.exists() else Counter()
+    return Counter(notes.read(file))
 
 
 def expected(jobs: int, ended: Counter[str]) -> set[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ackline.consumers.jobs.app import Jobs, configuration
 from ackline.infra.names import DEAD
 from ackline.infra.settings import Settings
+from tests import notes
 from tests.amqp import Client, Taken
 from tests.roles import RoleProcess, role
 from tests.waiting import until
@@ -24,7 +25,6 @@ class Sending:
     def __init__(self, settings: Settings, notes: Path) -> None:
         self.settings = settings.model_copy(update={"app": ("tests.job_app",)})
         self.notes = notes
-        notes.touch()
         self.app = Jobs("sending", set_as_current=False)
         self.app.conf.update(configuration(settings))
         # A queue comes of a job that names it: this service knows one by its name alone.
@@ -37,7 +37,7 @@ class Sending:
     @property
     def seen(self) -> list[str]:
         """What jobs have noted, in order."""
-        return self.notes.read_text().splitlines()
+        return notes.read(self.notes)
 
     def wait_for(self, *lines: str) -> None:
         """Wait until jobs have noted exactly these."""

@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from ackline.consumers import Batch, Context, consumer, exponential
 from ackline.producer import message
+from tests import notes
 
 APP = "tests.poison"
 FOLDER = "ACKLINE_TEST_POISON"
@@ -137,20 +138,12 @@ def _folder() -> Path:
 
 
 def _write(event: str, number: int) -> None:
-    # One write of one short line in append mode: lines of processes that are killed do not mix.
-    descriptor = os.open(_folder() / event, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, b"%d\n" % number)
-    finally:
-        os.close(descriptor)
+    notes.add(_folder() / event, str(number))
 
 
 def begun(folder: Path, event: str) -> list[int]:
     """The numbers that were written down for *event*, in order."""
-    try:
-        return [int(line) for line in (folder / event).read_bytes().splitlines()]
-    except FileNotFoundError:
-        return []
+    return list(map(int, notes.read(folder / event)))
 
 
 def times(folder: Path, event: str) -> Counter[int]:

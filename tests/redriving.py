@@ -17,6 +17,7 @@ from ackline.consumers import Context, consumer, fixed
 from ackline.consumers.inbox import inbox
 from ackline.infra import database
 from ackline.producer import message
+from tests import notes
 
 FOLDER = "ACKLINE_TEST_REDRIVING"
 #: Names the database of the effects, in which the inbox is too.
@@ -67,12 +68,7 @@ def ship_once(shipped: Shipped, ctx: Context) -> None:
 
 @consumer(BARE, retry=fixed(attempts=1))
 def ship(shipped: Shipped) -> None:
-    # Every try is one line; of processes that are killed they do not mix.
-    descriptor = os.open(Path(os.environ[FOLDER]) / BARE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, b"%d\n" % shipped.number)
-    finally:
-        os.close(descriptor)
+    notes.add(Path(os.environ[FOLDER]) / BARE, str(shipped.number))
     _fail(shipped)
 
 
@@ -88,7 +84,4 @@ def effects(url: str) -> Counter[int]:
 
 def tries(folder: Path) -> Counter[int]:
     """How often the handler without an inbox was called with each number."""
-    try:
-        return Counter(int(line) for line in (folder / BARE).read_bytes().splitlines())
-    except FileNotFoundError:
-        return Counter()
+    return Counter(map(int, notes.read(folder / BARE)))

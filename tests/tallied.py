@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from ackline.consumers import Context, consumer, fixed
 from ackline.infra import link
 from ackline.producer import message
+from tests import notes
 
 APP = "tests.tallied"
 FOLDER = "ACKLINE_TEST_TALLIED"
@@ -64,12 +65,7 @@ def echo(echo: Echo, ctx: Context) -> None:
 
 
 def _note(number: int, ctx: Context) -> None:
-    # One write of one short line in append mode: lines of processes that are killed do not mix.
-    descriptor = os.open(Path(os.environ[FOLDER]) / ctx.consumer, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-    try:
-        os.write(descriptor, b"%d %d\n" % (number, ctx.headers.get("x-delivery-count", 0)))
-    finally:
-        os.close(descriptor)
+    notes.add(Path(os.environ[FOLDER]) / ctx.consumer, f"{number} {ctx.headers.get('x-delivery-count', 0)}")
 
 
 def handled(folder: Path, consumer: str) -> Counter[int]:
@@ -89,8 +85,4 @@ def expected(messages: int) -> dict[str, set[int]]:
 
 
 def _notes(folder: Path, consumer: str) -> list[tuple[int, int]]:
-    try:
-        lines = (folder / consumer).read_bytes().splitlines()
-    except FileNotFoundError:
-        return []
-    return [(int(number), int(count)) for number, count in (line.split() for line in lines)]
+    return [(int(number), int(count)) for number, count in map(str.split, notes.read(folder / consumer))]

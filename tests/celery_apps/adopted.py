@@ -11,6 +11,7 @@ from celery.exceptions import Reject, Retry
 
 from ackline.consumers import RetryLater
 from ackline.consumers.jobs import adopt
+from tests import notes
 
 app = Celery("shop", broker=os.environ["SHOP_BROKER"])
 app.conf.task_routes = {"shop.render": {"queue": "video"}}
@@ -38,8 +39,7 @@ def refuse() -> None:
 
 @app.task(name="shop.wait", max_retries=1)
 def wait(note: str) -> None:
-    with Path(note).open("a") as file:
-        file.write("wait\n")
+    notes.add(Path(note), "wait")
     raise Retry("not yet", when=0.1)
 
 
@@ -50,8 +50,7 @@ class Pack(Task):  # type: ignore[misc]
     max_retries = 1
 
     def run(self, note: str) -> None:
-        with Path(note).open("a") as file:
-            file.write("pack\n")
+        notes.add(Path(note), "pack")
         raise RetryLater("100ms", "nobody is there")
 
 
@@ -72,4 +71,4 @@ def crash() -> None:
 def render(self: Any, note: str) -> None:
     if self.request.retries == 0:
         raise self.retry()
-    Path(note).write_text("rendered")
+    notes.add(Path(note), "rendered")

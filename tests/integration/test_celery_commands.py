@@ -15,6 +15,7 @@ import pytest
 from ackline.infra import wire
 from ackline.infra.names import DEAD, JOBS, job_queue
 from ackline.infra.settings import Settings
+from tests import notes
 from tests.amqp import Client
 from tests.jobs import dead
 from tests.roles import ROOT, environment
@@ -111,7 +112,7 @@ def test_queues_keep_their_names_within_the_app_and_a_retry_waits_in_the_broker(
     with shop.worker("-Q", "celery,video"):
         until(lambda: client.exists(VIDEO) and client.consumers(VIDEO) and client.consumers(JOBS), what="the worker")
         shop.send(f"shop.render.delay({str(note)!r})")
-        until(lambda: note.exists() and note.read_text() == "rendered", what="the second run")
+        until(lambda: notes.read(note) == ["rendered"], what="the second run")
     assert client.take(DEAD) is None
 
 
@@ -127,7 +128,7 @@ def test_a_task_that_asks_to_be_run_later_without_retry_is_and_is_bounded(
         "shop.wait": "failed after 2 attempts: RetryLater: not yet",
         "shop.pack": "failed after 2 attempts: RetryLater: nobody is there",
     }
-    assert sorted(note.read_text().split()) == ["pack", "pack", "wait", "wait"]
+    assert sorted(notes.read(note)) == ["pack", "pack", "wait", "wait"]
 
 
 def test_what_an_adopted_app_sends_waits_in_a_quorum_queue_that_dead_letters(shop: Shop, client: Client) -> None:

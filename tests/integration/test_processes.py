@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ackline.infra import ready
+from tests import notes
 from tests.processes import alive
 from tests.roles import READY_SECONDS, ROOT, STOP_SECONDS
 from tests.waiting import until
@@ -24,13 +25,13 @@ import os, signal, sys, time
 from pathlib import Path
 from ackline.consumers.processes import Place
 from ackline.infra.ready import ready
+from tests import notes
 place = Place.taken_from(os.environ)
 place.take()
 folder = Path(sys.argv[1])
 journal = place.journal
 def note(what, text=""):
-    with (folder / what).open("a") as file:
-        file.write(f"{place.number} {os.getpid()} {text}\\n")
+    notes.add(folder / what, f"{place.number} {os.getpid()} {text}")
 def finish(*_):
     note("stopped")
     if (folder / "deaf").exists():
@@ -101,14 +102,11 @@ class Parent:
 
     def noted(self, what: str) -> list[tuple[int, int]]:
         """(number, pid) of each that noted *what*, in order."""
-        file = self.folder / what
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [(int(line.split()[0]), int(line.split()[1])) for line in lines]
+        return [(int(line.split()[0]), int(line.split()[1])) for line in notes.read(self.folder / what)]
 
     def texts(self, what: str) -> list[str]:
         """What was noted with it."""
-        file = self.folder / what
-        return [line.split(" ", 2)[2] for line in file.read_text().splitlines()] if file.exists() else []
+        return [line.split(" ", 2)[2] for line in notes.read(self.folder / what)]
 
     def do(self, number: int, code: str) -> None:
         """Have the process *number* run *code*."""
