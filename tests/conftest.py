@@ -154,6 +154,14 @@ def redis_url() -> Iterator[str]:
         pytest.fail(str(error), pytrace=False)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_busy_seconds() -> Iterator[int]:
+    """The seconds that a writer of SQLite waits for another one. Here it is more: a slow disk is not the question."""
+    own, database.BUSY_SECONDS = database.BUSY_SECONDS, 60
+    yield own
+    database.BUSY_SECONDS = own
+
+
 @pytest.fixture
 def database_file(tmp_path: Path) -> Path:
     """Where `database_url` has its SQLite database."""

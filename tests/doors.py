@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import httpx
@@ -18,9 +18,19 @@ MAIL = {"to": "ada@example.test", "subject": "Hello", "body": "From a test"}
 NEVER = 90.0
 
 
+def gateway(settings: Settings, *arguments: str, **variables: str) -> AbstractContextManager[httpx.Client]:
+    """A gateway as a process of its own on a free port, and a client of it.
+
+    It waits for a confirm however slow the broker is: without a relay, one message in the outbox would end the straight
+    way. See `hurried_gateway`.
+    """
+    patient = settings.model_copy(update={"app": (*settings.app, "tests.unhurried")})
+    return hurried_gateway(patient, *arguments, **variables)
+
+
 @contextmanager
-def gateway(settings: Settings, *arguments: str, **variables: str) -> Iterator[httpx.Client]:
-    """A gateway as a process of its own on a free port, and a client of it."""
+def hurried_gateway(settings: Settings, *arguments: str, **variables: str) -> Iterator[httpx.Client]:
+    """A `gateway` that gives a message to the outbox when its confirm takes some seconds, as they do."""
     with role(settings, "gateway", "--port", "0", *arguments, **variables) as process:
         with httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client:
             until(lambda: is_connected(client), what="the gateway's connection")

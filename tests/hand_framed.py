@@ -47,7 +47,7 @@ class HandFramedClient:
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
-        self._socket = socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 5672), timeout=20)
+        self._socket = socket.create_connection((parts.hostname or "127.0.0.1", parts.port or 5672), timeout=60)
         self._read = self._socket.makefile("rb")
         self._socket.sendall(b"AMQP\x00\x00\x09\x01")
         self._expect(START)

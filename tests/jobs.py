@@ -32,7 +32,7 @@ class Sending:
 
     def send(self, name: str, *args: object, **options: object) -> str:
         """Publish a job; its id."""
-        return str(self.app.send_task(name, args, **options).id)
+        return str(self.app.send_task(name, args, **{"confirm_timeout": 60.0, **options}).id)
 
     @property
     def seen(self) -> list[str]:

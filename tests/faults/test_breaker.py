@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from ackline.consumers import Breaker, Context, exponential
 from ackline.infra.names import DEAD, UNROUTED
+from ackline.infra.ports import LOOPBACK, free_port
 from ackline.producer import Publisher, Receipt, message
 from tests.amqp import Client
 from tests.broker import Vhost
@@ -50,12 +51,12 @@ class Dependency:
     """A server on one port of this machine, which can go down and come back."""
 
     def __init__(self) -> None:
-        self.address: tuple[str, int] = ("127.0.0.1", 0)
+        #: Not one of those that the kernel gives out: while it is down, nobody else gets it.
+        self.address: tuple[str, int] = (LOOPBACK, free_port())
         self._server: _Server | None = None
 
     def start(self) -> None:
         self._server = _Server(self.address, _Session)
-        self.address = ("127.0.0.1", self._server.server_address[1])
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     def stop(self) -> None:

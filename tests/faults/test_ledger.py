@@ -116,7 +116,7 @@ def test_the_ledger_adds_up_by_id_after_kills_and_lists_what_somebody_took_away(
         with reading(engine) as connection:
             assert set(connection.scalars(select(accepted.c.message_id))) == ids
         assert worker.stop() == 0
-        lost = publisher.publish(Tracked()).message_id
+        lost = publisher.publish(Tracked(), timeout=60).message_id
         until(lambda: _count(engine, accepted.c.message_id == lost) == 1, what="the record of it")
     with Client(settings.broker) as client:
         assert client.take(CONSUMER) is not None

@@ -59,9 +59,9 @@ class Service:
         return any(thread.is_alive() for thread in self._threads)
 
     @property
-    def answered(self) -> int:
-        """How many have their answer."""
-        return sum(future.done() for future in list(self.futures.values()))
+    def confirmed(self) -> int:
+        """How many are confirmed."""
+        return sum(future.done() and future.exception() is None for future in list(self.futures.values()))
 
     def join(self) -> None:
         """Wait until all are submitted."""
@@ -122,10 +122,10 @@ def _kill_repeatedly(broker: Broker, service: Service) -> int:
 
 def _wait_for_work(service: Service, *, may_end: bool) -> None:
     """Wait until the broker has been back for a while and has worked, or, if it *may_end*, all is submitted."""
-    back, answered = time.monotonic(), service.answered
+    back, confirmed = time.monotonic(), service.confirmed
 
     def is_under_way() -> bool:
-        worked = time.monotonic() - back >= PERIOD and service.answered > answered + WORK
+        worked = time.monotonic() - back >= PERIOD and service.confirmed > confirmed + WORK
         return worked or (may_end and not service.is_submitting)
 
     until(is_under_way, deadline=180, what="work to be under way")

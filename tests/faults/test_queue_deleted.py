@@ -53,7 +53,7 @@ def _all_waited_when_it_was_deleted(vhost: Vhost, folder: Path, delay: int, *, i
         role(settings, "worker", "--consumers", "mirrored", **environment),
     ):
         with Publisher.connect(settings, timeout=60) as publisher, Client(vhost.amqp_url) as client, vhost.api() as api:
-            confirms = [publisher.submit(Counted(number=number, fails=True)) for number in range(WAITING)]
+            confirms = [publisher.submit(Counted(number=number, fails=True), timeout=60) for number in range(WAITING)]
             assert all(confirm.exception() is None for confirm in confirms)
             with contextlib.suppress(AssertionError):  # the first are back before the last are there
                 until(lambda: client.ready(tier) == 2 * WAITING, deadline=delay, what="all messages in the tier")

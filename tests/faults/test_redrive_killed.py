@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -135,9 +136,10 @@ def test_a_redrive_among_kills_adds_up_by_id(
 
 
 def _plan_and_die(settings: Settings, engine: Engine) -> int:
-    """Have a process plan a redrive of everything, and kill it as soon as the redrive is there; returns its id."""
+    """Have a process plan a redrive of everything that is killed in the middle; returns its id."""
     program = "\n".join(
         [
+            "import itertools, os, signal",
             "from ackline.dlq import planning",
             "from ackline.dlq.contracts import Contracts",
             "from ackline.dlq.desk import Desk",
@@ -146,26 +148,22 @@ def _plan_and_die(settings: Settings, engine: Engine) -> int:
             "from ackline.infra import database",
             "from ackline.infra.settings import settings",
             "found = settings()",
-            "planning.CHUNK = 20  # so that the kill comes in the middle",
+            "planning.CHUNK = 20  # so that there are many",
+            "add, chunks = planning.redrive.add, itertools.count()",
+            "def add_and_die(*given):",
+            "    add(*given)",
+            "    if next(chunks) == 5:  # which is written then, and not committed",
+            "        os.kill(os.getpid(), signal.SIGKILL)",
+            "planning.redrive.add = add_and_die",
             "desk = Desk(database.connect(found.database), found, Contracts.of(found))",
             "desk.redrives.plan(Actor('ada', Role.OPERATOR), Selection())",
         ]
     )
-    planner = subprocess.Popen([sys.executable, "-c", program], env=environment(settings), cwd=ROOT)
-    try:
-        until(lambda: _planning(engine) or planner.poll() is not None, what="the planning to begin")
-        assert _planning(engine), "it was killed in the middle"
-    finally:
-        planner.kill()
-        planner.wait()
+    command = [sys.executable, "-c", program]
+    planner = subprocess.run(command, env=environment(settings), cwd=ROOT, timeout=DEADLINE, check=False)
+    assert planner.returncode == -signal.SIGKILL, "it was killed in the middle"
     with engine.connect() as connection:
         return int(connection.execute(select(redrives.c.id)).scalar_one())
-
-
-def _planning(engine: Engine) -> bool:
-    query = select(func.count()).where(redrives.c.state == RedriveState.PLANNING, redrives.c.plan.is_not(None))
-    with engine.connect() as connection:
-        return bool(connection.scalar(query))
 
 
 def _in(engine: Engine, state: DeadLetterState) -> int:

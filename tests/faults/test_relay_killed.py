@@ -41,7 +41,7 @@ def test_a_relay_killed_again_and_again_publishes_what_was_committed_in_order_an
     say: Callable[[str], None],
 ) -> None:
     url = request.getfixturevalue("postgresql_url") if kind == "postgresql" else f"sqlite:///{tmp_path / 'service.db'}"
-    engine = create_engine(url)
+    engine = create_engine(url, connect_args={"timeout": 90} if kind == "sqlite" else {})
     service.create_all(engine)
     declare_queue(ackline_settings.broker)
     relays = [RoleProcess(ackline_settings, "relay", "--database-url", url) for _ in range(2)]
@@ -71,7 +71,8 @@ def test_a_relay_killed_again_and_again_publishes_what_was_committed_in_order_an
                 run_transactions(TRANSACTIONS // KILLS // 2)
                 # It is at work on this slice, of which as much again is still to come.
                 until(lambda: client.ready(QUEUE), what="the first messages of a slice")
-                (victim,) = [relay for relay in relays if relay.pid == active(engine)]
+                found = active(engine)
+                (victim,) = [relay for relay in relays if relay.pid == found]
                 (standby,) = [relay for relay in relays if relay is not victim]
                 victim.kill()
                 killed_at = time.monotonic()

@@ -91,14 +91,14 @@ def test_a_sync_whose_worker_is_killed_goes_on_from_the_last_page_and_stores_eac
 
     declare(settings.broker, [registered()["sync-source"].queue])
     answers = Held(paged(count), holds)
-    with Receiver(answers) as api, Publisher.connect(settings) as publisher:
+    with Receiver(answers) as api, Publisher.connect(settings, timeout=PATIENCE) as publisher:
         variables = {
             DATABASE: database_url,
             SOURCE: f"http://{LOOPBACK}:{api.port}/items",
             DIES: str(tmp_path / "died"),  # with the page at 50 written and not committed
         }
         with role(settings, "worker", "--consumers", "sync-source", **variables) as worker:
-            publisher.publish(SyncSource())
+            publisher.publish(SyncSource(), timeout=PATIENCE)
             for _ in killed_at:
                 answers.held.get(timeout=PATIENCE)
                 worker.kill()
@@ -126,10 +126,10 @@ def _finished(engine: Engine) -> bool:
 def test_a_call_whose_worker_is_killed_is_made_again_under_the_same_key(settings: Settings, client: Client) -> None:
     answers = Held(lambda request: Answering(201), lambda request: len(service.received) == 1)
     declare(settings.broker, [registered()["call-service"].queue])
-    with Receiver(answers) as service, Publisher.connect(settings) as publisher:
+    with Receiver(answers) as service, Publisher.connect(settings, timeout=PATIENCE) as publisher:
         variables = {SERVICE: f"http://{LOOPBACK}:{service.port}", DATABASE: settings.database}
         with role(settings, "worker", "--consumers", "call-service", **variables) as worker:
-            message_id = publisher.publish(CallService(path="/pay")).message_id
+            message_id = publisher.publish(CallService(path="/pay"), timeout=PATIENCE).message_id
             answers.held.get(timeout=PATIENCE)
             worker.kill()  # the service may have done it by now, and nobody here knows
             worker.start()
@@ -146,7 +146,9 @@ def test_rows_of_a_burst_are_there_once_though_the_worker_is_killed(
     count = 3000
     declare(settings.broker, [registered()["readings"].queue])
     with Publisher.connect(settings, timeout=PATIENCE) as publisher:
-        for confirm in [publisher.submit(Reading(meter="m", number=number)) for number in range(count)]:
+        for confirm in [
+            publisher.submit(Reading(meter="m", number=number), timeout=PATIENCE) for number in range(count)
+        ]:
             confirm.result(PATIENCE)
     until(lambda: depths(settings, "readings") == {"readings": count}, what="RabbitMQ to count them")
     with role(settings, "worker", "--consumers", "readings", **{DATABASE: database_url}) as worker:

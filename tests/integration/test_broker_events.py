@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 from pydantic import BaseModel
@@ -22,6 +22,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from ackline.producer import Publisher, message
 from tests.amqp import Client
 from tests.broker import Vhost, fresh_vhost, own
+from tests.connections import close, connections
 from tests.patience import limit_deliveries
 from tests.proxy import Proxy
 from tests.rabbitmqctl import rabbitmqctl
@@ -153,12 +154,10 @@ def test_during_an_alarm_messages_are_handled_and_what_follows_from_them_waits(
     monkeypatch.setattr("ackline.consumers.worker._CONFIRM_SECONDS", 0.5)
     caplog.set_level(logging.INFO)
     seen: list[int] = []
-    first, gate = threading.Event(), threading.Event()
+    gate = threading.Event()
 
     def charge(order: Ordered, ctx: Context) -> None:
-        if first.is_set():
-            assert gate.wait(200)
-        first.set()
+        assert order.number == 0 or gate.wait(200)
         if order.number % 2 == 0:
             ctx.publish(Paid(number=order.number))
         seen.append(order.number)
@@ -181,7 +180,8 @@ def test_during_an_alarm_messages_are_handled_and_what_follows_from_them_waits(
             until(lambda: unsettled.unsettled == 0, what="their acks")
         assert client.ready("billing") == client.ready(DEAD) == 0
     assert len(seen) == count
-    (said,) = _said(caplog)
+    # What is sent just when it begins, or just before it ends, may have no confirm within half a second, as without it.
+    (said,) = [line for line in _said(caplog) if "is connected but has not answered" not in line]
     assert said.startswith("worker publishes")
     assert said.endswith("RabbitMQ blocks publishing: low on memory")
     assert caplog.text.count("RabbitMQ takes messages again") == 1
@@ -220,10 +220,6 @@ def test_a_password_that_is_no_longer_right_is_said_once_and_tried_until_it_is(
         def password(value: str) -> None:
             api.put(f"/api/users/{user}", json={"password": value, "tags": ""}).raise_for_status()
 
-        def connections() -> list[str]:
-            listed = api.get(f"/api/vhosts/{vhost.path}/connections").raise_for_status().json()
-            return [connection["name"] for connection in listed if connection.get("user") == user]
-
         password("first")
         api.put(f"/api/permissions/{vhost.path}/{user}", json=everything).raise_for_status()
         try:
@@ -231,8 +227,8 @@ def test_a_password_that_is_no_longer_right_is_said_once_and_tried_until_it_is(
                 password("second")
                 _publish(publisher, 1)
                 until(lambda: seen == [1], what="a message: nobody is asked for a password again while connected")
-                for name in until(connections, what="the connection to be listed"):
-                    api.delete(f"/api/connections/{quote(name, safe='')}").raise_for_status()
+                # That one alone: those that declared the queue, and looked at it, are over, though they may be listed.
+                close(vhost, until(lambda: connections(vhost, "worker consumes"), what="the connection to be listed"))
                 until(lambda: len(_said(caplog)) == 2, what="the worker to be refused")
                 _publish(publisher, 2)
                 password("first")

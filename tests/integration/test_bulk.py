@@ -78,7 +78,7 @@ def test_a_connection_that_is_lost_is_an_outage(engine: Engine) -> None:
         with writing(engine) as connection:
             own = connection.scalar(text("SELECT pg_backend_pid()"))
             with writing(engine) as other:
-                other.execute(text("SELECT pg_terminate_backend(:own, 10000)"), {"own": own})
+                other.execute(text("SELECT pg_terminate_backend(:own, 90000)"), {"own": own})
             insert_rows(connection, dead_letters, NAMES, [row(1)])
 
     with pytest.raises(DatabaseUnavailable):

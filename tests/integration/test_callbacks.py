@@ -372,8 +372,8 @@ def test_what_fails_is_called_again_later_under_the_same_id(engine: Engine, sett
     answers = iter([Answering(500), Answering(302, (("Location", "/elsewhere"),)), Answering(202)])
     report(engine, "m-1")
     with Receiver(lambda request: next(answers)) as receiver, sender(engine, settings):
-        note(engine, "m-1", receiver.url)
         before = now()
+        note(engine, "m-1", receiver.url)
         first = attempted(engine, "m-1", 1)
         assert (first.state, first.error) == ("waiting", "It answered 500 Internal Server Error.")
         assert first.next_at >= before + timedelta(seconds=PAUSES[0])

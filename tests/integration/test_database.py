@@ -107,7 +107,10 @@ def test_a_failed_transaction_leaves_nothing(url: str, engine: Engine) -> None:
         assert connection.execute(text("SELECT count(*) FROM redrives")).scalar() == 0
 
 
-def test_sqlite_is_set_for_what_is_committed_to_survive(tmp_path: Path) -> None:
+def test_sqlite_is_set_for_what_is_committed_to_survive(
+    tmp_path: Path, own_busy_seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", own_busy_seconds)
     engine = database.connect(f"sqlite:///{tmp_path / 'ackline.db'}")
     with database.reading(engine) as connection:
         settings = {
@@ -129,7 +132,10 @@ def test_a_reader_of_sqlite_waits_for_no_writer(tmp_path: Path) -> None:
     engine.dispose()
 
 
-def test_a_locked_sqlite_says_so_in_a_sentence(tmp_path: Path) -> None:
+def test_a_locked_sqlite_says_so_in_a_sentence(
+    tmp_path: Path, own_busy_seconds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "BUSY_SECONDS", own_busy_seconds)
     url = f"sqlite:///{tmp_path / 'ackline.db'}"
     database.upgrade(url)
     holder = sqlite3.connect(tmp_path / "ackline.db", isolation_level=None)

@@ -17,7 +17,9 @@ from tests.broker import Vhost
 
 def _hold(url: str) -> tuple[pika.BlockingConnection, int | None]:
     """Consume "billing" until the message is there, and keep it unacked: the connection, and the message's count."""
-    connection = pika.BlockingConnection(pika.URLParameters(url))
+    parameters = pika.URLParameters(url)
+    parameters.socket_timeout = parameters.stack_timeout = 60
+    connection = pika.BlockingConnection(parameters)
     channel = connection.channel()
     found: list[pika.BasicProperties] = []
     channel.basic_consume("billing", lambda _channel, _method, properties, _body: found.append(properties))

@@ -330,7 +330,7 @@ def test_an_address_that_is_busy_twice_gets_its_mail_on_the_third_attempt_after_
         Publisher(vhost.amqp_url) as publisher,
         Client(vhost.amqp_url) as client,
     ):
-        publisher.publish(SendEmail.model_validate(MAIL))
+        publisher.publish(SendEmail.model_validate(MAIL), timeout=60)
         until(smtp_sink.mails, what="the mail")
         arrived = time.time()
         assert [client.ready(queue) for queue in ("email", DEAD)] == [0, 0]
@@ -353,7 +353,7 @@ def test_an_address_that_does_not_exist_is_one_attempt_and_a_dead_letter_with_th
         Publisher(vhost.amqp_url) as publisher,
         Client(vhost.amqp_url) as client,
     ):
-        receipt = publisher.publish(SendEmail.model_validate(MAIL))
+        receipt = publisher.publish(SendEmail.model_validate(MAIL), timeout=60)
         dead = until(lambda: client.take(DEAD), what="the dead letter")
     assert dead.properties.message_id == receipt.message_id
     assert dead.headers[wire.REASON] == "the mail server refused it: 550 No such mailbox here"
@@ -377,7 +377,7 @@ def test_a_mail_server_that_comes_back_gets_the_mail(
 
     with working(vhost.amqp_url, dataclasses.replace(_email(), handler=send)):
         with Publisher(vhost.amqp_url) as publisher:
-            publisher.publish(SendEmail.model_validate(MAIL))
+            publisher.publish(SendEmail.model_validate(MAIL), timeout=60)
         until(lambda: attempts, what="the first attempt, in vain")
         with sink:
             until(sink.mails, what="the mail")

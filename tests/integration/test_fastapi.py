@@ -84,7 +84,7 @@ def serving(folder: Path, settings: Settings, app: str) -> Iterator[httpx.Client
             stderr=output,
         )
     try:
-        found = until(lambda: re.search(r"running on (http://\S+)", log.read_text()), what="uvicorn")
+        found = until(lambda: re.search(r"running on (http://\S+) ", log.read_text()), what="uvicorn")
         with httpx.Client(base_url=found[1], timeout=PATIENT, trust_env=False) as client:
             yield client
         process.send_signal(signal.SIGTERM)

@@ -35,7 +35,7 @@ class Order(BaseModel):
 
 
 def _publish(publisher: Publisher, *numbers: int) -> None:
-    for future in [publisher.submit(Order(number=number)) for number in numbers]:
+    for future in [publisher.submit(Order(number=number), timeout=90) for number in numbers]:
         future.result(90)
 
 
@@ -144,6 +144,7 @@ def test_a_body_that_is_no_message_says_nothing_of_the_dependency(
         until(lambda: "closed again" in caplog.text)
 
 
+@pytest.mark.timeout(900)
 def test_a_circuit_that_opens_often_dead_letters_nothing_by_giving_back(
     vhost: Vhost, publisher: Publisher, client: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -161,7 +162,7 @@ def test_a_circuit_that_opens_often_dead_letters_nothing_by_giving_back(
     billing = consumer_of("billing", charge, Order, retry=fixed(attempts=1), breaker=breaker)
     _declare_and_fill(vhost, publisher, 80)
     with working(vhost.amqp_url, billing, concurrency=40, prefetch=80):  # so much is held from the first moment
-        until(lambda: len(handled) == 80, deadline=250, what="all of them handled")
+        until(lambda: len(handled) == 80, deadline=600, what="all of them handled")
     assert sorted(handled) == list(range(80))
     assert caplog.text.count("the circuit is open") > 20
     assert [client.ready(queue) for queue in ("billing", DEAD)] == [0, 0]
@@ -217,7 +218,7 @@ def test_what_waits_for_its_turn_goes_back_when_the_worker_stops(
         _publish(publisher, *range(5))
         until(lambda: client.ready(DEAD) == 1)
     assert handled == [0]
-    assert client.ready("billing") == 4
+    until(lambda: client.ready("billing") == 4, what="the others to be back in their queue")
 
 
 # --- pauses ------------------------------------------------------------------------------------------------
@@ -291,7 +292,8 @@ def test_the_documented_rate(
     newsletters: Any = _example("Rate limit", "newsletters", tmp_path)
     before = time.monotonic()
     with working(vhost.amqp_url, registered()["newsletters"]):
-        for future in [publisher.submit(newsletters.NewsletterDue(address=f"<{n}>")) for n in range(150)]:
+        due = [newsletters.NewsletterDue(address=f"<{n}>") for n in range(150)]
+        for future in [publisher.submit(each, timeout=90) for each in due]:
             future.result(90)
         printed = ""
         while printed.count("<") < 150:

@@ -185,7 +185,9 @@ def test_a_dead_letter_of_a_foreign_client_is_handled_once_its_consumer_is_there
 def _publish(settings: Settings, cases: list[Case]) -> None:
     """Publish with a confirm each: what the broker does not take would be no case."""
     properties_of: Any = pika.BasicProperties  # has no types
-    connection = pika.BlockingConnection(pika.URLParameters(settings.broker))
+    parameters = pika.URLParameters(settings.broker)
+    parameters.socket_timeout = parameters.stack_timeout = 60
+    connection = pika.BlockingConnection(parameters)
     with contextlib.closing(connection), HandFramedClient(settings.broker) as by_hand:
         channel = connection.channel()
         channel.confirm_delivery()

@@ -21,7 +21,7 @@ from ackline.infra.running_broker import Broker
 from ackline.infra.settings import Settings
 from ackline.infra.tables import outbox
 from ackline.infra.wire import now
-from tests.doors import MAIL, NEVER, gateway, is_connected, problem
+from tests.doors import MAIL, NEVER, gateway, hurried_gateway, is_connected, problem
 from tests.integration.test_publisher import taken
 from tests.roles import RoleProcess, listening, role
 from tests.waiting import until
@@ -175,7 +175,7 @@ def test_while_the_broker_is_away_messages_are_accepted_and_delivered_afterwards
 ) -> None:
     ids: list[str] = []
     with gateway(own_broker_settings) as client:
-        until(lambda: post(client, 0)["state"] == "waiting", what="a new broker to confirm within the deadline")
+        assert post(client, 0)["state"] == "waiting"
         taken(own_broker_settings.broker, UNROUTED)
         own_broker.stop()
         until(lambda: not is_connected(client), what="the lost connection to be noticed")
@@ -206,8 +206,9 @@ def test_a_message_whose_confirm_does_not_come_is_accepted_under_the_same_id(
 ) -> None:
     if not isinstance(own_broker, PrivateNode):
         pytest.skip("needs the broker's process")
-    with gateway(own_broker_settings) as client:
-        until(lambda: post(client, 0)["state"] == "waiting", what="a new broker to confirm within the deadline")
+    with hurried_gateway(own_broker_settings) as client:
+        with role(own_broker_settings, "relay"):
+            until(lambda: post(client, 0)["state"] == "waiting", what="a new broker to confirm within the deadline")
         taken(own_broker_settings.broker, UNROUTED)
         os.kill(own_broker.pid, signal.SIGSTOP)
         try:

@@ -759,7 +759,7 @@ def test_a_connection_that_died_while_nobody_used_it_costs_no_attempt(
             with engine.begin() as connection:
                 connection.execute(
                     text(
-                        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+                        "SELECT pg_terminate_backend(pid, 90000) FROM pg_stat_activity "
                         "WHERE pid <> pg_backend_pid() AND datname = current_database()"
                     )
                 )

@@ -30,6 +30,7 @@ from tests.broker import Vhost
 from tests.connections import close, connections
 from tests.documented import write_files
 from tests.poison import begun
+from tests.processes import alive
 from tests.roles import ROOT, RoleProcess, role
 from tests.waiting import until
 
@@ -229,7 +230,9 @@ def test_what_was_in_a_handler_beside_it_is_handled_and_not_reviewed(
     publish(client, "slow", 2)
     until(lambda: sorted(begun(tmp_path, "begun")) == [1, 2], what="both to be in handlers")
     publish(client, "exit", 3)
-    until(lambda: 3 in begun(tmp_path, "begun"), what="the death")
+    until(lambda: 3 in begun(tmp_path, "begun"), what="the third in its handler")
+    # Not before: the two could end beside it.
+    until(lambda: not alive(begun(tmp_path, "process")[0]), what="the death")
     (tmp_path / "open").touch()
     assert reviewed(client) == "crashed the worker: exit code 3"
     until(lambda: sorted(set(begun(tmp_path, "handled"))) == [1, 2], what="both handled")

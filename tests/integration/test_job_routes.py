@@ -188,7 +188,12 @@ def test_a_job_waits_for_a_retry(shared: Stack) -> None:
 
 def test_a_job_is_tried_again_and_succeeds(shared: Stack) -> None:
     accepted = shared.submit("retry once", file="tried")
-    assert shared.reaches(accepted, State.RUNNING)["attempts"] == 2
+
+    def runs_again() -> bool:
+        found = shared.status(accepted)
+        return (found["state"], found["attempts"]) == (State.RUNNING, 2)
+
+    until(runs_again, what="the second try to run")
     shared.make("tried")
     status = shared.reaches(accepted, State.SUCCEEDED)
     assert (status["attempts"], status["result"], status["error"]) == (2, "at the second", None)

@@ -18,7 +18,7 @@ from kombu.compression import compress
 from kombu.exceptions import EncodeError
 
 from ackline.infra import wire
-from ackline.infra.names import DEAD, JOBS, MESSAGES, OUTCOMES, RETURN, UNROUTED, job_queue
+from ackline.infra.names import DEAD, JOBS, MESSAGES, OUTCOMES, RETRY_TIERS, RETURN, UNROUTED, job_queue
 from ackline.infra.settings import Settings
 from ackline.infra.topology import DELIVERY_LIMIT, declare
 from ackline.producer.errors import Unroutable
@@ -273,9 +273,9 @@ def test_a_job_is_published_for_any_client_to_read(sending: Sending, vhost: Vhos
 
 def test_a_countdown_waits_in_the_broker_whatever_becomes_of_the_worker(sending: Sending, client: Client) -> None:
     with sending.worker() as worker:
-        due = time.time() + 5
-        sending.send("at", countdown=5)
-        until(lambda: client.ready(JOBS) == 0 and client.ready("ackline.retry.5s") == 1, what="it to be parked")
+        due = time.time() + 15  # so long that it is seen where it waits, however slow the machine
+        sending.send("at", countdown=15)
+        until(lambda: sum(client.ready(tier) for tier, _ in RETRY_TIERS) == 1, what="it to be parked")
         worker.kill()
         worker.start()
         until(lambda: sending.seen, what="it to run")
@@ -313,7 +313,7 @@ def test_a_job_that_outlives_its_connection_runs_once(
     sending: Sending, vhost: Vhost, client: Client, tmp_path: Path
 ) -> None:
     with sending.worker() as worker:
-        expires = time.time() + 8
+        expires = time.time() + 20  # by then it runs
         sending.send("wait", "a", expires=datetime.fromtimestamp(expires, UTC))
         sending.send("wait", "b")
         until(lambda: len(sending.seen) == 2)
@@ -340,13 +340,17 @@ def test_a_job_that_waits_for_its_turn_outlives_its_connection_too(
             sending.send("limited", text)  # one in two seconds
         until(lambda: "limited a" in sending.seen)
         close(vhost, ours)
+        until(lambda: worker.log.read_text().count("jobs consumes") >= 3, what="it to be lost and had again")
+        begun = set(sending.seen)
         until(lambda: "limited c" in sending.seen)
         sending.send("limited", "d")  # behind what would run once more
         until(lambda: "limited d" in sending.seen)
         _nothing_is_left(client)
         assert worker.stop() == 0
-    # The first may have ended while its answer was on its way, and run once more; those that wait may not.
-    assert [seen for seen in sending.seen if seen != "limited a"] == [f"limited {text}" for text in "bcd"]
+    # One that ended while its answer was on its way may run once more: the first, on a slow machine more. Those that
+    # wait may not.
+    waited = [line for text in "bcd" if (line := f"limited {text}") not in begun]
+    assert [seen for seen in sending.seen if seen not in begun] == waited
 
 
 def test_a_lost_connection_for_remote_control_concerns_no_job(
@@ -367,8 +371,11 @@ def test_a_lost_connection_for_remote_control_concerns_no_job(
                     and not str(each["client_properties"].get("connection_name")).startswith(ours)
                 ]
 
-            close(vhost, until(others, what="them to be listed"))
-        until(lambda: "connection for remote control is lost" in worker.log.read_text())
+            def is_lost() -> bool:
+                close(vhost, others(), missing_ok=True)  # some may be over, and still be listed
+                return "connection for remote control is lost" in worker.log.read_text()
+
+            until(is_lost, what="the connection for remote control to be listed, and lost")
         sending.send("add", 1, 1)
         until(lambda: "add 1 1" in sending.seen, what="another job, meanwhile")
         (tmp_path / "gate").touch()
@@ -401,7 +408,7 @@ def test_what_runs_beyond_the_grace_goes_back_without_an_attempt(
         sending.send("wait", "a")
         until(lambda: sending.seen == ["wait a"])
         assert worker.stop() == 0
-        assert client.ready(JOBS) == 1
+        until(lambda: client.ready(JOBS) == 1, what="it to be back")
         (tmp_path / "gate").touch()
         worker.start()
         sending.wait_for("wait a", "wait a", "done a")

@@ -82,5 +82,5 @@ def test_what_waits_for_its_turn_goes_back_as_well(sending: Sending, client: Cli
         consumers(sending, "resume", "--all")
         until(lambda: client.ready(JOBS) == 0, what="them to wait for their turn again")
         assert worker.stop() == 0
-    assert client.ready(JOBS) == 2
+    until(lambda: client.ready(JOBS) == 2, what="the others to be back in their queue")
     assert sending.seen == ["rarely a"]
