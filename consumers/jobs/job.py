@@ -58,11 +58,12 @@ class Job(Task):  # type: ignore[misc]
         Call it as often as you like: what comes within a second of the last is left out.
         """
         request = self.request
-        at = time.monotonic()
-        if request.called_directly or at - vars(request).get("told_at", -1.0) < 1.0:
+        if request.called_directly or time.monotonic() - vars(request).get("told_at", -1.0) < 1.0:
             return
-        request.told_at = at
-        self.update_state(state="PROGRESS", meta={"progress": max(0.0, min(done, 1.0)), "progress_text": text})
+        try:
+            self.update_state(state="PROGRESS", meta={"progress": max(0.0, min(done, 1.0)), "progress_text": text})
+        finally:
+            request.told_at = time.monotonic()  # the second begins here, however long the database took
 
     def delay_on_commit(self, *args: Any, **kwargs: Any) -> None:
         """As `delay`, once the transaction of Django's default connection is committed; see `apply_async_on_commit`."""

@@ -6,6 +6,7 @@ import json
 import pickle
 import sys
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from ackline.consumers.handling import HANDLED
 from ackline.consumers.jobs import ending, job
 from ackline.consumers.jobs.app import app, route
 from ackline.consumers.jobs.consumer import Deliveries
-from ackline.consumers.jobs.job import PARKED, policy_of
+from ackline.consumers.jobs.job import PARKED, Job, policy_of
 from ackline.consumers.jobs.message import DELIVERIES, JobMessage
 from ackline.consumers.jobs.queues import names
 from ackline.consumers.jobs.request import active
@@ -188,3 +189,27 @@ def test_a_job_names_its_queue(own_registry: None) -> None:
 def test_up_runs_jobs_and_their_schedules_where_the_application_has_jobs(tmp_path: Any) -> None:
     settings = Settings(amqp_url="amqp://guest:guest@127.0.0.1:1/", data_dir=tmp_path, app=("tests.job_app",))
     assert {"jobs", "beat"} <= {role.name for role in up._roles(settings, own_sink=False, with_flower=False)}
+
+
+def test_what_is_told_within_a_second_of_the_last_is_left_out_however_long_that_took(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock, told = [100.0], list[float]()
+
+    def update_state(**given: Any) -> None:
+        clock[0] += 5  # the database is slow
+        told.append(given["meta"]["progress"])
+
+    telling = Job()
+    telling.bind(app)
+    telling.update_state = update_state
+    monkeypatch.setattr(sys.modules[Job.__module__], "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    telling.push_request(id="id-1", called_directly=False)
+    try:
+        telling.progress(0.1)
+        telling.progress(0.2)
+        clock[0] += 1
+        telling.progress(0.3)
+    finally:
+        telling.pop_request()
+    assert told == [0.1, 0.3]
