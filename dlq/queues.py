@@ -16,6 +16,9 @@ from ackline.infra.topology import connection_errors
 
 #: Seconds to wait for an answer of the broker.
 _ANSWER_SECONDS = 5
+#: Seconds that RabbitMQ gives a quorum queue to tell its counts; of one that is slower it says that there is nothing
+#: (`rabbit_quorum_queue:stat`). How often a queue is asked that may have been too slow.
+_COUNTED_SECONDS, _COUNTED_TIMES = 0.25, 4
 #: Seconds for which an answer serves.
 _FRESH_SECONDS = 1.0
 #: Bytes of a queue's name, which AMQP has no more of.
@@ -88,7 +91,12 @@ class Queues:
             return None
         channel = connection.channel()
         try:
-            return int(channel.queue_declare(queue, passive=True).message_count)
+            for _ in range(_COUNTED_TIMES):
+                began = time.monotonic()
+                found = channel.queue_declare(queue, passive=True)
+                if found.message_count or found.consumer_count or time.monotonic() - began < _COUNTED_SECONDS:
+                    break
+            return int(found.message_count)
         except NotFound:  # the broker has closed the channel
             return None
         finally:

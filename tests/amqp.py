@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
 import pika
 from pika.exceptions import ChannelClosedByBroker
+
+from tests.waiting import until
+
+#: Seconds that RabbitMQ gives a quorum queue to tell its counts; of one that is slower it says that there is nothing.
+COUNTED_SECONDS = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +30,21 @@ class Taken:
     def headers(self) -> dict[str, Any]:
         """Its headers, decoded."""
         return self.properties.headers or {}
+
+
+def counts(channel: Any, queue: str) -> Any:
+    """How many messages wait in *queue*, and how many consume it: `message_count` and `consumer_count`.
+
+    None of either, told so late, may be no answer (see `COUNTED_SECONDS`): the broker is asked until it was quick.
+    """
+
+    def told() -> Any:
+        began = time.monotonic()
+        found = channel.queue_declare(queue, passive=True).method
+        was_quick = time.monotonic() - began < COUNTED_SECONDS
+        return found if was_quick or found.message_count or found.consumer_count else None
+
+    return until(told, what=f"the counts of {queue}")
 
 
 class Client:
@@ -87,7 +108,7 @@ class Client:
 
     def _passive(self, queue: str) -> Any:
         with self._connection.channel() as channel:  # its own: a queue that is missing closes it
-            return channel.queue_declare(queue, passive=True).method
+            return counts(channel, queue)
 
     def __enter__(self) -> Self:
         return self

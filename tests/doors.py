@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from ackline.infra.settings import Settings
-from tests.roles import listening, role
+from tests.roles import RoleProcess, listening, role
 from tests.waiting import until
 
 PROBLEM = "application/problem+json"
@@ -33,10 +33,23 @@ def hurried_gateway(settings: Settings, *arguments: str, **variables: str) -> It
     """A `gateway` that gives a message to the outbox when its confirm takes some seconds, as they do."""
     with role(settings, "gateway", "--port", "0", *arguments, **variables) as process:
         with httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client:
-            until(lambda: is_connected(client), what="the gateway's connection")
+            wait_connected(client)
             yield client
         assert process.stop() == 0
         assert "Traceback" not in process.log.read_text()
+
+
+def connected(process: RoleProcess) -> str:
+    """The address of a gateway, as soon as its messages go straight to the broker."""
+    address = listening(process)
+    with httpx.Client(base_url=address, timeout=NEVER, trust_env=False) as client:
+        wait_connected(client)
+    return address
+
+
+def wait_connected(client: httpx.Client) -> None:
+    """Wait until the gateway's messages go straight to the broker."""
+    until(lambda: is_connected(client), what="the gateway's connection")
 
 
 def is_connected(client: httpx.Client) -> bool:

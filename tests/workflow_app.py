@@ -70,9 +70,9 @@ def deadly(value: int) -> int:
     return value
 
 
-@job(name="failed")
-def failed(task_id: str) -> None:
-    note(f"failed {task_id}")
+@job(name="failed", bind=True)
+def failed(self: Job, task_id: str) -> None:
+    note(f"failed {task_id} {self.request.id}")
 
 
 @job(name="failed-here")

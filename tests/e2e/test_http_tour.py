@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import httpx
-
 from ackline.infra.settings import Settings
 from tests.console import shell, steps
 from tests.documented import DOCS
+from tests.doors import connected
 from tests.mail import MailSink
-from tests.roles import listening, role
-from tests.waiting import until
+from tests.roles import role
 
 
 def test_every_command_of_the_page_prints_what_the_page_says(
@@ -26,8 +24,7 @@ def test_every_command_of_the_page_prints_what_the_page_says(
         role(settings, "relay"),
         role(settings, "gateway", "--port", "0") as gateway,
     ):
-        address = listening(gateway)
-        until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
+        address = connected(gateway)
         with shell(tmp_path, settings, ACKLINE=address) as entered:
             for step in page:
                 entered.enter(step)

@@ -6,14 +6,12 @@ import inspect
 import re
 from pathlib import Path
 
-import httpx
-
 from ackline.consumers.handlers import daily_mail
 from ackline.infra.settings import Settings
 from tests.console import Step, shell, steps
 from tests.documented import DOCS
-from tests.roles import listening, role
-from tests.waiting import until
+from tests.doors import connected
+from tests.roles import role
 
 JOBS, WORKFLOWS = DOCS / "jobs.md", DOCS / "workflows.md"
 
@@ -58,8 +56,7 @@ def test_every_command_of_the_page_of_jobs_prints_what_the_page_says(
         role(settings, "beat", folder=str(folder)),
         role(settings, "gateway", "--port", "0", folder=str(folder)) as gateway,
     ):
-        address = listening(gateway)
-        until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
+        address = connected(gateway)
         with shell(folder, settings, ACKLINE=address) as entered:
             for step in steps(JOBS):
                 entered.enter(step)

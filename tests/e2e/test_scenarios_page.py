@@ -6,16 +6,15 @@ import json
 import re
 from pathlib import Path
 
-import httpx
-
 from ackline.infra.ports import LOOPBACK
 from ackline.infra.settings import Settings
 from tests.console import shell, steps
 from tests.documented import DOCS
+from tests.doors import connected
 from tests.mail import MailSink
 from tests.paged import paged
 from tests.receiver import Answering, Received, Receiver
-from tests.roles import listening, role
+from tests.roles import role
 from tests.waiting import until
 
 PAGE = DOCS / "scenarios.md"
@@ -69,8 +68,7 @@ def test_every_command_of_the_page_prints_what_the_page_says(
             role(settings, "relay", **variables),
             role(settings, "gateway", "--port", "0", **variables) as gateway,
         ):
-            address = listening(gateway)
-            until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
+            address = connected(gateway)
             with shell(
                 folder, settings, ACKLINE=address, HOOK=f"http://{LOOPBACK}:{hook.port}/registered", **variables
             ) as entered:

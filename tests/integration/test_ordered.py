@@ -67,8 +67,8 @@ def ordered(handler: Callable[..., Any], *, shards: int = 1) -> Consumer:
 
 
 def publish(publisher: Publisher, *placed: Placed, **options: Any) -> None:
-    for future in [publisher.submit(each, **options) for each in placed]:
-        future.result(90)
+    for future in [publisher.submit(each, timeout=PATIENCE, **options) for each in placed]:
+        future.result(PATIENCE)
 
 
 def numbered(key: str, count: int, first: int = 1) -> list[Placed]:
@@ -224,8 +224,14 @@ def test_what_happens_to_a_tracked_message_is_reported(vhost: Vhost, publisher: 
 
     with working(vhost.amqp_url, ordered(bill)):
         publish(publisher, *numbered("A", 1), track=True)
-        reports = [until(lambda: client.take(OUTCOMES), what="a report") for _ in range(2)]
-    assert [report.routing_key for report in reports] == ["retried.billing", "handled.billing"]
+        reports = [until(lambda: ended(client), what="a report") for _ in range(2)]
+    assert reports == ["retried.billing", "handled.billing"]
+
+
+def ended(client: Client) -> str | None:
+    """The next report of an end; that a handler runs is reported too, on a machine on which it takes its time."""
+    report = client.take(OUTCOMES)
+    return None if report is None or report.routing_key.startswith("started.") else report.routing_key
 
 
 def held(placed: Placed, number: int, begun: threading.Event, ends: threading.Event) -> None:
@@ -249,7 +255,8 @@ def test_a_worker_that_stops_returns_what_it_holds_in_order(vhost: Vhost, publis
         assert begun.wait(PATIENCE)
         first.stop()
         ends.set()
-    assert client.ready("billing.1") == 300 - len(seen.numbers["A"])
+    left = 300 - len(seen.numbers["A"])
+    until(lambda: client.ready("billing.1") == left, what="what it has given back")
     with working(vhost.amqp_url, ordered(bill)):
         until(lambda: seen.numbers["A"][-1] == 300, what="the rest to be handled")
     assert seen.numbers == {"A": list(range(1, 301))}
@@ -425,16 +432,17 @@ def test_an_ordered_consumer_keeps_its_rate_and_its_order(vhost: Vhost, publishe
     times: list[float] = []
 
     def bill(placed: Placed) -> None:
-        times.append(time.monotonic())
         seen.handling(placed)
+        times.append(time.monotonic())
 
     limited = consumer_of("billing", bill, Placed, order=Order("order_id", 2), rate=20.0)
     with working(vhost.amqp_url, limited):
+        began = time.monotonic()
         publish(publisher, *numbered("A", 25))
-        until(lambda: seen.count == 25, what="all of them to be handled")
+        until(lambda: len(times) == 25, what="all of them to be handled")
     assert seen.numbers == {"A": list(range(1, 26))}
     # They are of one shard, which has half of the rate: 10 at once, and 10 a second.
-    assert times[-1] - times[0] >= 1.4
+    assert times[-1] - began >= 1.4
 
 
 @pytest.mark.usefixtures("own_registry")

@@ -17,6 +17,7 @@ from ackline.dlq.errors import Forbidden, Invalid, Refused
 from ackline.dlq.rights import Actor, Role
 from ackline.dlq.selection import Selection
 from ackline.infra import database
+from ackline.infra.database import reading
 from ackline.infra.settings import Settings
 from ackline.infra.tables import DeadLetterState, dead_letters
 from ackline.producer import Publisher
@@ -47,11 +48,11 @@ class Review:
 
     def _where(self, message_id: str) -> Any:
         query = select(dead_letters).where(dead_letters.c.message_id == message_id)
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(query).all()
 
     def row(self, row_id: int) -> Any:
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return connection.execute(select(dead_letters).where(dead_letters.c.id == row_id)).one()
 
     def edit(self, row_id: int, word: str, version: int = 0) -> None:
@@ -73,7 +74,7 @@ class Review:
 
     def count(self) -> int:
         """How many dead letters there are."""
-        with self._engine.begin() as connection:
+        with reading(self._engine) as connection:
             return int(connection.execute(select(func.count()).select_from(dead_letters)).scalar_one())
 
 
@@ -172,5 +173,5 @@ def test_a_script_in_a_payload_comes_back_as_data(review: Review, engine: Engine
     assert made.diff == [{"path": "payload.word", "before": script, "after": f"{script}{script}"}]
     assert review.desk.edits.versions(ADA, row_id)[0].reason == script
     assert review.desk.letters.payload(ADA, row_id, version=0) == review.row(row_id).payload
-    with engine.begin() as connection:
+    with reading(engine) as connection:
         assert edits.current(connection, row_id).payload == payload.encode()

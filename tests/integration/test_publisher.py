@@ -49,6 +49,7 @@ from ackline.producer import (
     message,
 )
 from tests import broker as test_broker
+from tests.amqp import counts
 from tests.broker import Vhost
 from tests.connections import close, connections
 from tests.waiting import until
@@ -93,7 +94,7 @@ def url(vhost: Vhost) -> str:
 @pytest.fixture
 def publisher(url: str) -> Iterator[Publisher]:
     with contextlib.closing(Publisher(url)) as found:
-        found.wait_until_connected()
+        found.wait_until_connected(60)
         yield found
 
 
@@ -113,7 +114,7 @@ def taken(url: str, queue: str = "numbers") -> list[tuple[Any, bytes]]:
     with channel(url) as reading:
         reading.basic_qos(prefetch_count=1000)
         # No more than are there: what a subscription that ends gives back has no order on RabbitMQ 3.10.
-        while count := reading.queue_declare(queue, passive=True).method.message_count:
+        while count := counts(reading, queue).message_count:
             for _, (method, properties, body) in zip(range(count), reading.consume(queue), strict=False):
                 found.append((properties, body))
                 reading.basic_ack(method.delivery_tag)
@@ -172,7 +173,7 @@ def test_many_threads_publish_at_once_and_each_message_is_there_exactly_once(pub
     def publish(first: int) -> None:
         for number in range(first, first + each):
             if number % 100 == 0:
-                publisher.publish(Number(number=number))
+                publisher.publish(Number(number=number), timeout=NEVER)
             else:
                 futures.append(publisher.submit(Number(number=number), timeout=NEVER))
 
@@ -220,7 +221,8 @@ def test_in_asyncio_publishing_awaits_the_confirm_and_does_not_hold_up_the_loop(
 
         ticking = asyncio.create_task(tick())
         async with Publisher(url, max_in_flight=10) as publisher:
-            receipts = await asyncio.gather(*(publisher.apublish(Number(number=number)) for number in range(500)))
+            publishing = [publisher.apublish(Number(number=number), timeout=NEVER) for number in range(500)]
+            receipts = await asyncio.gather(*publishing)
         ticking.cancel()
         return receipts, ticks
 
@@ -244,7 +246,8 @@ def test_in_asyncio_no_other_thread_takes_part(url: str) -> None:
 def test_in_asyncio_what_is_sent_ready_made_keeps_the_order_of_its_tasks(url: str) -> None:
     async def run() -> None:
         async with Publisher(url, max_in_flight=1) as publisher:
-            await asyncio.gather(*(publisher.asend(MESSAGES, "test.number", ready_made(), body) for body in bodies))
+            sending = [publisher.asend(MESSAGES, "test.number", ready_made(), body, timeout=NEVER) for body in bodies]
+            await asyncio.gather(*sending)
 
     bodies = [b'{"number":%d}' % number for number in range(2_000)]
     asyncio.run(run())
@@ -298,10 +301,11 @@ def test_in_asyncio_a_publisher_serves_one_loop_after_the_other_and_threads_besi
 def test_in_asyncio_closing_awaits_every_confirm_and_refuses_what_comes_later(url: str) -> None:
     async def run() -> list[Any]:
         publisher = Publisher(url)
-        tasks = [asyncio.create_task(publisher.apublish(Number(number=number))) for number in range(500)]
-        future = publisher.submit(Number(number=-1))
+        publishing = [publisher.apublish(Number(number=number), timeout=NEVER) for number in range(500)]
+        tasks = [asyncio.create_task(each) for each in publishing]
+        future = publisher.submit(Number(number=-1), timeout=NEVER)
         await asyncio.sleep(0)
-        await publisher.aclose()
+        await publisher.aclose(NEVER)
         assert outcome(future) == "confirmed"
         with pytest.raises(PublisherClosed):
             await publisher.apublish(Number(number=501))
@@ -314,9 +318,10 @@ def test_in_asyncio_closing_awaits_every_confirm_and_refuses_what_comes_later(ur
 def test_another_thread_may_close_what_an_asyncio_loop_uses(url: str) -> None:
     async def run() -> list[Any]:
         publisher = Publisher(url)
-        tasks = [asyncio.create_task(publisher.apublish(Number(number=number))) for number in range(500)]
+        publishing = [publisher.apublish(Number(number=number), timeout=NEVER) for number in range(500)]
+        tasks = [asyncio.create_task(each) for each in publishing]
         await asyncio.sleep(0)
-        await asyncio.to_thread(publisher.close)
+        await asyncio.to_thread(publisher.close, NEVER)
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     assert {type(found).__name__ for found in asyncio.run(run())} == {"Receipt"}
@@ -326,6 +331,7 @@ def test_another_thread_may_close_what_an_asyncio_loop_uses(url: str) -> None:
 def test_in_asyncio_without_a_broker_publishing_ends_in_time_and_says_why() -> None:
     async def run() -> None:
         async with Publisher(NOWHERE, max_in_flight=1) as publisher:
+            await asyncio.to_thread(until, lambda: "Nothing answers" in (publisher.problem or ""), what="the first try")
             with pytest.raises(PublishTimeout, match=r"Nothing answers at 127\.0\.0\.1:1: .* It was not sent"):
                 await publisher.apublish(Number(number=1), timeout=1.0)
             assert publisher.problem == "Nothing answers at 127.0.0.1:1: is RabbitMQ running there?"
@@ -352,7 +358,9 @@ def test_in_asyncio_a_connection_that_is_closed_by_an_operator_in_flight_loses_n
                     await publisher.apublish(Number(number=next(unsent)), timeout=60)
 
             publishing = asyncio.gather(*(publish_until_lost() for _ in range(50)))
-            [name] = await asyncio.to_thread(until, lambda: connections(vhost), what="the connection to be listed")
+            [name] = await asyncio.to_thread(
+                until, lambda: connections(vhost, "publisher "), what="the connection to be listed"
+            )
             await asyncio.to_thread(close, vhost, [name])
             await asyncio.wait_for(publishing, 90)
         return next(unsent)
@@ -365,8 +373,9 @@ def test_in_asyncio_a_connection_that_is_closed_by_an_operator_in_flight_loses_n
 
 
 def test_closing_waits_for_everything_submitted(url: str) -> None:
-    with Publisher(url) as publisher:
-        futures = [publisher.submit(Number(number=number), timeout=NEVER) for number in range(5_000)]
+    publisher = Publisher(url)
+    futures = [publisher.submit(Number(number=number), timeout=NEVER) for number in range(5_000)]
+    publisher.close(NEVER)
     assert all(future.done() for future in futures)
     assert {outcome(future) for future in futures} == {"confirmed"}
     assert len(numbers(url)) == 5_000
@@ -590,6 +599,8 @@ def test_connecting_to_a_vhost_that_does_not_exist_is_refused_in_a_sentence(url:
 
 def test_without_a_broker_publishing_ends_in_time_and_says_why() -> None:
     with contextlib.closing(Publisher(NOWHERE)) as publisher:
+        publisher.start()
+        until(lambda: "Nothing answers" in (publisher.problem or ""), what="the first try")
         began = time.monotonic()
         with pytest.raises(PublishTimeout, match=r"Nothing answers at 127\.0\.0\.1:1: .* It was not sent") as caught:
             publisher.publish(Number(number=1), timeout=1.0)
@@ -598,7 +609,7 @@ def test_without_a_broker_publishing_ends_in_time_and_says_why() -> None:
         assert publisher.problem == "Nothing answers at 127.0.0.1:1: is RabbitMQ running there?"
         publisher.close(0)
     with pytest.raises(BrokerUnreachable, match=r"Nothing answers at 127\.0\.0\.1:1"):
-        Publisher.connect(Settings(amqp_url=NOWHERE), timeout=0.5)
+        Publisher.connect(Settings(amqp_url=NOWHERE), timeout=2)
 
 
 def test_submitting_waits_for_room_no_longer_than_it_is_told_and_room_comes_back() -> None:
@@ -672,7 +683,7 @@ def test_headers_that_a_broker_with_small_frames_cannot_take_are_refused_and_oth
         with Publisher(small.amqp_url) as publisher:
             publisher.publish(Number(number=1))
             with pytest.raises(MessageTooLarge, match="do not fit into an AMQP frame"):
-                publisher.publish(Number(number=2), headers={"x": "y" * 10_000}, timeout=5)
+                publisher.publish(Number(number=2), headers={"x": "y" * 10_000}, timeout=60)
             publisher.publish(Number(number=3), headers={"x": "y" * 7_000})
             assert publisher._pipeline.link.losses == 0
         assert numbers(small.amqp_url) == [1, 3]
@@ -690,13 +701,13 @@ def test_a_connection_that_is_closed_by_an_operator_in_flight_loses_nothing(
         futures.extend(publisher.submit(Number(number=number), timeout=NEVER) for number in range(10_000))
 
     publishing = threading.Thread(target=publish)
-    [name] = until(lambda: connections(vhost), what="the connection to be listed")
+    [name] = until(lambda: connections(vhost, "publisher "), what="the connection to be listed")
     publishing.start()
     until(lambda: len(futures) > 2_000, what="messages in flight")
     close(vhost, [name])
     publishing.join()
     assert {outcome(future) for future in futures} == {"confirmed"}
-    assert publisher._pipeline.link.losses == 1
+    until(lambda: publisher._pipeline.link.losses == 1, what="the loss, which may come after the last confirm")
     assert without_repeats(numbers(url)) == list(range(10_000))
 
 

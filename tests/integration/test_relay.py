@@ -145,11 +145,14 @@ def test_a_row_whose_transaction_ends_late_is_published_when_it_becomes_visible(
 
 
 def test_a_scheduled_message_is_published_when_it_is_due_and_not_before(engine: Engine, url: str) -> None:
-    due_at = now() + timedelta(seconds=2)
-    add(engine, 1, 2, deliver_at=due_at)
+    (soon,) = add(engine, 1, 2, delay=3600)
     (later,) = add(engine, 2, 3, deliver_at=datetime(2061, 7, 28, tzinfo=UTC))
     add(engine, 3, 4)
     with relaying(url, engine), Client(url) as client:
+        until(lambda: client.ready(QUEUE) == 1, what="what waits for no time")
+        due_at = now() + timedelta(seconds=2)
+        with database.writing(engine) as connection:
+            connection.execute(sql_update(table).where(table.c.message_id == soon).values(due_at=due_at))
         until(lambda: client.ready(QUEUE) == 2, what="what is due")
         assert now() >= due_at
         until_empty(engine)

@@ -85,14 +85,16 @@ def _store(url: str) -> Iterator[Review]:
 def publisher(ackline_settings: Settings) -> Iterator[Publisher]:
     """A publisher to a vhost that has the topology with the consumer `billing`."""
     declare(ackline_settings.broker, [BILLING])
-    with Publisher.connect(ackline_settings) as connected:
+    with Publisher.connect(ackline_settings, timeout=60) as connected:
         yield connected
 
 
 @pytest.fixture
 def channel(ackline_settings: Settings) -> Iterator[BlockingChannel]:
     """A client that has nothing of Ackline."""
-    connection = pika.BlockingConnection(pika.URLParameters(ackline_settings.broker))
+    parameters = pika.URLParameters(ackline_settings.broker)
+    parameters.heartbeat = 0  # nobody beats while the test waits for something else
+    connection = pika.BlockingConnection(parameters)
     yield connection.channel()
     if connection.is_open:
         connection.close()
@@ -101,7 +103,8 @@ def channel(ackline_settings: Settings) -> Iterator[BlockingChannel]:
 def die(publisher: Publisher, *message_ids: str, body: bytes = BODY, **headers: str) -> None:
     """Publish dead letters as a worker does, and wait for the confirms."""
     futures = [
-        publisher.send(DEAD, "billing", worker_properties(message_id, **headers), body) for message_id in message_ids
+        publisher.send(DEAD, "billing", worker_properties(message_id, **headers), body, timeout=90)
+        for message_id in message_ids
     ]
     for future in futures:
         future.result(90)
@@ -214,7 +217,7 @@ def test_a_reviewer_killed_in_the_middle_leaves_exactly_one_row_each(
         for slice_ in range(MOST_SLICES):
             sent = (slice_ + 1) * SLICE
             ids = range(sent - SLICE, sent)
-            futures = [publisher.send(DEAD, "billing", worker_properties(f"m-{n}"), BODY) for n in ids]
+            futures = [publisher.send(DEAD, "billing", worker_properties(f"m-{n}"), BODY, timeout=90) for n in ids]
             rows(store, sent - SLICE + 1)
             reviewer.kill()
             stored = len(store.page(limit=100_000))
@@ -247,7 +250,7 @@ def _locked(settings: Settings) -> Iterator[None]:
     """Keep every other writer from the SQLite database while the block runs."""
     path = make_url(settings.database).database
     assert path is not None
-    holder = sqlite3.connect(path, isolation_level=None)
+    holder = sqlite3.connect(path, isolation_level=None, timeout=60)
     holder.execute("BEGIN IMMEDIATE")
     try:
         yield
@@ -263,7 +266,7 @@ def test_a_row_that_the_database_refuses_holds_nobody_up_and_is_not_lost(
     path = make_url(ackline_settings.database).database
     assert path is not None
     refusing = "SELECT RAISE(ABORT, 'not this one') WHERE NEW.message_id LIKE 'bad-%'"
-    with sqlite3.connect(path) as connection:
+    with sqlite3.connect(path, timeout=60) as connection:
         connection.execute(f"CREATE TRIGGER refuses BEFORE INSERT ON dead_letters BEGIN {refusing}; END")
     with reviewing(ackline_settings):
         die(publisher, "bad-1", "bad-2")
@@ -271,7 +274,7 @@ def test_a_row_that_the_database_refuses_holds_nobody_up_and_is_not_lost(
         rows(store, 2)
         die(publisher, "m-3")
         assert {row.message_id for row in rows(store, 3)} == {"m-1", "m-2", "m-3"}
-        with sqlite3.connect(path) as connection:
+        with sqlite3.connect(path, timeout=60) as connection:
             connection.execute("DROP TRIGGER refuses")
         assert len(rows(store, 6)) == 6
     connection.close()
@@ -391,7 +394,8 @@ def test_a_reviewer_that_is_asked_to_stop_has_stored_or_given_back_everything(
     ackline_settings: Settings, publisher: Publisher, store: Review, vhost: Vhost
 ) -> None:
     with role(ackline_settings, "reviewer") as reviewer:
-        futures = [publisher.send(DEAD, "billing", worker_properties(f"m-{n}"), BODY) for n in range(3000)]
+        ids = range(3000)
+        futures = [publisher.send(DEAD, "billing", worker_properties(f"m-{n}"), BODY, timeout=90) for n in ids]
         rows(store, 1)
         assert reviewer.stop() == 0
         assert all(future.exception(90) is None for future in futures)

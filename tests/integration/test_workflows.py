@@ -106,12 +106,17 @@ def test_a_chord_calls_back_when_the_parts_that_failed_are_sent_again(flows: Wor
         parts = [flows.s("give", 1), flows.s(name, 2), chain(flows.s(name, 3), flows.s("plus", 1)), flows.s("give", 5)]
         id_ = chord(parts, callback).apply_async().id
         until(lambda: len(flows.in_review()) == 2, what="two parts in review")
-        until(lambda: f"failed {id_}" in flows.seen, what="the error callback")
+
+        def callbacks() -> set[str]:
+            """Each may run twice: when its process dies of a part before its ack has gone out."""
+            return {line for line in flows.seen if line.startswith(f"failed {id_} ")}
+
+        until(callbacks, what="the error callback")
         assert flows.collected() == []
         flows.mend()
         flows.send_again(2)
         _ended(flows, [1, 2, 4, 5])
-    assert flows.seen.count(f"failed {id_}") == 1, "a chord fails once, if its parts do not fail at the same moment"
+    assert len(callbacks()) == 1, "a chord fails once, if its parts do not fail at the same moment"
 
 
 def test_a_group_called_back_runs_when_the_part_that_failed_is_sent_again(flows: Workflows) -> None:

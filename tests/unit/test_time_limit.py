@@ -23,7 +23,7 @@ from ackline.infra.errors import ConfigurationError
 from tests.waiting import DEADLINE, until
 
 #: A limit that nothing here reaches, and one that is soon over.
-LONG, SHORT = 10 * DEADLINE, 0.05
+LONG, SHORT = 10 * DEADLINE, 0.2
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_what_a_handler_returns_and_raises_is_its_own(limits: TimeLimits) -> Non
 def test_a_thread_is_interrupted_where_it_is_and_the_failure_says_why(limits: TimeLimits) -> None:
     with pytest.raises(TimeLimitExceeded) as caught:
         limits.around(lambda message, context: _spin(), SHORT)(None, None)
-    assert str(caught.value) == "the handler ran for longer than its time limit of 0.05s"
+    assert str(caught.value) == "the handler ran for longer than its time limit of 0.2s"
     assert "_spin" in [entry.name for entry in caught.traceback], "the place shows what it did"
 
 
@@ -169,7 +169,7 @@ def test_a_thread_that_does_not_end_is_reported_once_and_when_it_ends(
         stop.set()
         assert running.result(DEADLINE) is None
     late, ended = [said for said in caplog.messages if not said.startswith("another")]
-    assert late.startswith("m-1: the handler goes on 0.05s after the end of its time limit of 0.05s: it waits in code")
+    assert late.startswith("m-1: the handler goes on 0.2s after the end of its time limit of 0.2s: it waits in code")
     assert "belongs in a job" in late
     assert ended.startswith("m-1: the handler that went on beyond its time limit has ended after ")
 
@@ -238,7 +238,7 @@ def test_a_coroutine_that_keeps_its_cancellation_to_itself_is_reported(
     run = limits.around_async(handler, SHORT)
     assert asyncio.run(asyncio.wait_for(run(None, "order.placed m-1"), DEADLINE)) == "done all the same"
     late, ended = caplog.messages
-    assert late.startswith("order.placed m-1: the handler goes on 0.05s after the end of its time limit")
+    assert late.startswith("order.placed m-1: the handler goes on 0.2s after the end of its time limit")
     assert "CancelledError" in late
     assert "has ended after" in ended
 
