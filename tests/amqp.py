@@ -32,6 +32,13 @@ class Taken:
         return self.properties.headers or {}
 
 
+def connect(url: str) -> pika.BlockingConnection:
+    """A connection, however slow the broker is."""
+    parameters = pika.URLParameters(url)
+    parameters.socket_timeout = parameters.stack_timeout = 60
+    return pika.BlockingConnection(parameters)
+
+
 def counts(channel: Any, queue: str) -> Any:
     """How many messages wait in *queue*, and how many consume it: `message_count` and `consumer_count`.
 
@@ -51,9 +58,7 @@ class Client:
     """One connection, used by one thread; a context manager."""
 
     def __init__(self, url: str) -> None:
-        parameters = pika.URLParameters(url)
-        parameters.socket_timeout = parameters.stack_timeout = 60
-        self._connection = pika.BlockingConnection(parameters)
+        self._connection = connect(url)
         self._channel = self._connection.channel()
         self._channel.confirm_delivery()
 

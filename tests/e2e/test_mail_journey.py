@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pika
 import pytest
 
 from ackline.infra.settings import Settings
+from tests.amqp import connect
 from tests.doors import is_connected
 from tests.mail import MailSink
 from tests.roles import RoleProcess, listening, role, run
@@ -149,7 +149,7 @@ def test_a_retried_dead_letter_is_handled_when_the_worker_says_so_and_not_before
 
 
 def _messages(running: Running, queue: str) -> int:
-    with closing(pika.BlockingConnection(pika.URLParameters(running.settings.broker))) as connection:
+    with closing(connect(running.settings.broker)) as connection:
         return int(connection.channel().queue_declare(queue, passive=True).method.message_count)
 
 

@@ -21,6 +21,7 @@ from ackline.infra.broker import BrokerUnavailable, find_server, launch
 from ackline.infra.private_node import PrivateNode
 from ackline.infra.running_broker import Broker, credentials, takes_credentials
 from tests import broker as test_broker
+from tests.amqp import connect
 from tests.processes import alive, mentioning
 from tests.waiting import until
 
@@ -79,9 +80,7 @@ def _count(url: str, queue: str) -> int:
 
 class _channel:  # noqa: N801 - reads as a function
     def __init__(self, url: str) -> None:
-        parameters = pika.URLParameters(url)
-        parameters.socket_timeout = parameters.stack_timeout = 60
-        self._connection = pika.BlockingConnection(parameters)
+        self._connection = connect(url)
 
     def __enter__(self) -> Any:
         return self._connection.channel()

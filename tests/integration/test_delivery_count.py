@@ -11,15 +11,13 @@ import pytest
 from pika.exceptions import AMQPConnectionError
 
 from ackline.infra.topology import ConsumerQueue, declare
-from tests.amqp import Client
+from tests.amqp import Client, connect
 from tests.broker import Vhost
 
 
 def _hold(url: str) -> tuple[pika.BlockingConnection, int | None]:
     """Consume "billing" until the message is there, and keep it unacked: the connection, and the message's count."""
-    parameters = pika.URLParameters(url)
-    parameters.socket_timeout = parameters.stack_timeout = 60
-    connection = pika.BlockingConnection(parameters)
+    connection = connect(url)
     channel = connection.channel()
     found: list[pika.BasicProperties] = []
     channel.basic_consume("billing", lambda _channel, _method, properties, _body: found.append(properties))

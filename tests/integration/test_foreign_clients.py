@@ -21,6 +21,7 @@ from sqlalchemy import Engine, select
 from ackline.infra import database, tables
 from ackline.infra.names import MESSAGES
 from ackline.infra.settings import Settings
+from tests.amqp import connect
 from tests.hand_framed import HEADERS, MESSAGE_ID, TIMESTAMP, HandFramedClient, deep_table, long, short
 from tests.mail import MailSink
 from tests.roles import role, run
@@ -185,9 +186,7 @@ def test_a_dead_letter_of_a_foreign_client_is_handled_once_its_consumer_is_there
 def _publish(settings: Settings, cases: list[Case]) -> None:
     """Publish with a confirm each: what the broker does not take would be no case."""
     properties_of: Any = pika.BasicProperties  # has no types
-    parameters = pika.URLParameters(settings.broker)
-    parameters.socket_timeout = parameters.stack_timeout = 60
-    connection = pika.BlockingConnection(parameters)
+    connection = connect(settings.broker)
     with contextlib.closing(connection), HandFramedClient(settings.broker) as by_hand:
         channel = connection.channel()
         channel.confirm_delivery()

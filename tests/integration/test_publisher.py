@@ -19,7 +19,6 @@ from typing import Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
-import pika
 import pytest
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
@@ -49,7 +48,7 @@ from ackline.producer import (
     message,
 )
 from tests import broker as test_broker
-from tests.amqp import counts
+from tests.amqp import connect, counts
 from tests.broker import Vhost
 from tests.connections import close, connections
 from tests.waiting import until
@@ -101,7 +100,7 @@ def publisher(url: str) -> Iterator[Publisher]:
 @contextlib.contextmanager
 def channel(url: str) -> Iterator[Any]:
     """A channel of a foreign client."""
-    connection: Any = pika.BlockingConnection(pika.URLParameters(url))
+    connection: Any = connect(url)
     try:
         yield connection.channel()
     finally:
