@@ -21,7 +21,7 @@ from ackline.infra.topology import ConsumerQueue, declare
 from tests import broker as test_broker
 from tests.benchmarks.comparing import ROOT, Bench, Contender, alternate, median, spread, table
 from tests.benchmarks.publish_contenders import TYPE, sent
-from tests.doors import is_connected
+from tests.doors import wait_connected
 from tests.roles import role
 from tests.waiting import until
 
@@ -87,7 +87,7 @@ def _ackline(bench: Bench, path: str, messages: int) -> Mapping[str, float]:
             role(settings, "gateway", "--port", str(port)) as process,
             httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
         ):
-            until(lambda: is_connected(client), what="the gateway's connection")
+            wait_connected(client)
             return _load(bench, process.pid, port, path, messages)
 
 

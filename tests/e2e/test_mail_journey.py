@@ -17,7 +17,7 @@ import pytest
 
 from ackline.infra.settings import Settings
 from tests.amqp import connect
-from tests.doors import is_connected
+from tests.doors import wait_connected
 from tests.mail import MailSink
 from tests.roles import RoleProcess, listening, role, run
 from tests.waiting import until
@@ -75,7 +75,7 @@ def running(ackline_settings: Settings, tmp_path: Path) -> Iterator[Running]:
         worker = stack.enter_context(role(settings, "worker"))
         address = listening(stack.enter_context(role(settings, "gateway", "--port", "0")))
         gateway = stack.enter_context(httpx.Client(base_url=address, timeout=60, trust_env=False))
-        until(lambda: is_connected(gateway), what="the gateway's connection")
+        wait_connected(gateway)
         yield Running(settings, sink, gateway, worker)
 
 

@@ -18,7 +18,7 @@ from kombu.compression import compress
 from kombu.exceptions import EncodeError
 
 from ackline.infra import wire
-from ackline.infra.names import DEAD, JOBS, MESSAGES, OUTCOMES, RETRY_TIERS, RETURN, UNROUTED, job_queue
+from ackline.infra.names import DEAD, JOBS, MESSAGES, OUTCOMES, RETURN, UNROUTED, job_queue
 from ackline.infra.settings import Settings
 from ackline.infra.topology import DELIVERY_LIMIT, declare
 from ackline.producer.errors import Unroutable
@@ -273,9 +273,9 @@ def test_a_job_is_published_for_any_client_to_read(sending: Sending, vhost: Vhos
 
 def test_a_countdown_waits_in_the_broker_whatever_becomes_of_the_worker(sending: Sending, client: Client) -> None:
     with sending.worker() as worker:
-        due = time.time() + 15  # so long that it is seen where it waits, however slow the machine
-        sending.send("at", countdown=15)
-        until(lambda: sum(client.ready(tier) for tier, _ in RETRY_TIERS) == 1, what="it to be parked")
+        due = time.time() + 14  # twice in that tier, and then in shorter ones: time enough to see it there
+        sending.send("at", countdown=14)
+        until(lambda: client.ready(JOBS) == 0 and client.ready("ackline.retry.5s") == 1, what="it to be parked")
         worker.kill()
         worker.start()
         until(lambda: sending.seen, what="it to run")

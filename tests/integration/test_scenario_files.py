@@ -37,12 +37,8 @@ def settings(ackline_settings: Settings, smtp_sink: MailSink) -> Settings:
 
 @contextmanager
 def serving(settings: Settings, **variables: str) -> Iterator[tuple[httpx.Client, RoleProcess]]:
-    """A client of a gateway, and a worker behind it; a relay, for what a slow broker has not confirmed in time."""
-    with (
-        role(settings, "relay", **variables),
-        role(settings, "worker", **variables) as worker,
-        gateway(settings, **variables) as client,
-    ):
+    """A client of a gateway, and a worker behind it."""
+    with role(settings, "worker", **variables) as worker, gateway(settings, **variables) as client:
         yield client, worker
 
 

@@ -23,7 +23,7 @@ import pytest
 from ackline.infra.names import UNROUTED
 from ackline.infra.settings import Settings
 from ackline.producer.uploads import FileUploaded, UploadNotFound, open_upload, remove_upload
-from tests.doors import NEVER, is_connected, problem
+from tests.doors import NEVER, problem, wait_connected
 from tests.integration.test_publisher import taken
 from tests.roles import RoleProcess, listening, role, run
 from tests.waiting import until
@@ -39,7 +39,7 @@ def door(settings: Settings, **variables: str) -> Iterator[tuple[httpx.Client, R
     chosen = {"ACKLINE_MAX_UPLOAD_BYTES": str(MOST)} | variables
     with role(settings, "gateway", "--port", "0", **chosen) as process:
         with httpx.Client(base_url=listening(process), timeout=NEVER, trust_env=False) as client:
-            until(lambda: is_connected(client), what="the gateway's connection")
+            wait_connected(client)
             yield client, process
             assert client.get("/healthz").status_code == 200
         assert process.stop() == 0

@@ -107,16 +107,17 @@ def test_a_chord_calls_back_when_the_parts_that_failed_are_sent_again(flows: Wor
         id_ = chord(parts, callback).apply_async().id
         until(lambda: len(flows.in_review()) == 2, what="two parts in review")
 
-        def callbacks() -> set[str]:
-            """Each may run twice: when its process dies of a part before its ack has gone out."""
-            return {line for line in flows.seen if line.startswith(f"failed {id_} ")}
+        def callbacks() -> list[str]:
+            return [line for line in flows.seen if line.startswith(f"failed {id_} ")]
 
         until(callbacks, what="the error callback")
         assert flows.collected() == []
         flows.mend()
         flows.send_again(2)
         _ended(flows, [1, 2, 4, 5])
-    assert len(callbacks()) == 1, "a chord fails once, if its parts do not fail at the same moment"
+    # Its callback may run twice: when the process dies of the next part before the ack has gone out.
+    failed = set(callbacks()) if name == "deadly" else callbacks()
+    assert len(failed) == 1, "a chord fails once, if its parts do not fail at the same moment"
 
 
 def test_a_group_called_back_runs_when_the_part_that_failed_is_sent_again(flows: Workflows) -> None:
